@@ -243,7 +243,8 @@ def _read(gguf: GGUFFile) -> dict[str, Any]:
     n_blocks = keys.get(KEYS["n_layer"], int)
     if keys.get("attention.temperature_scale", float, 0.0):
         raise InputError(
-            f"{gguf.path}: key {ARCHITECTURE}.attention.temperature_scale is set, expected none; use a GGUF of GLM-4.7-Flash, DeepSeek-V2 or DeepSeek-V3"
+            f"{gguf.path}: key {ARCHITECTURE}.attention.temperature_scale is set, expected none; "
+            "use a GGUF of GLM-4.7-Flash, DeepSeek-V2 or DeepSeek-V3"
         )
     tokens = gguf.kv.get("tokenizer.ggml.tokens")
     n_vocab = len(tokens) if isinstance(tokens, list) else keys.get(KEYS["n_vocab"], int)

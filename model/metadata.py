@@ -21,7 +21,7 @@ class TypedKeys:
         self._prefix = prefix
 
     def get(self, suffix: str, kind: type[Any], default: Any = None) -> Any:
-        """``prefix.suffix`` as ``kind``, or ``default`` where the file lacks it; without a default that is an InputError."""
+        """``prefix.suffix`` as ``kind``, or ``default`` where the file lacks it; InputError when there is neither."""
         key = f"{self._prefix}.{suffix}"
         if key not in self._kv:
             if default is not None:
