@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+# Runs every check, the tests last, and fails if any of them failed.
+set -uo pipefail
+cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." || exit
+
+failed=()
+check() {
+    local name=$1
+    shift
+    printf 'check: %s\n' "$name"
+    "$@" || failed+=("$name")
+}
+
+check "ruff check" .venv/bin/ruff check
+check "ruff format" .venv/bin/ruff format --check
+check "mypy" .venv/bin/python -m mypy
+check "pytest" .venv/bin/python -m pytest "$@"
+
+if [ "${#failed[@]}" -gt 0 ]; then
+    joined=$(printf '%s, ' "${failed[@]}")
+    printf 'make test: failed: %s\n' "${joined%, }" >&2
+    exit 1
+fi
