@@ -48,4 +48,4 @@ def render(template: str, messages: Sequence[Mapping[str, Any]], where: str, **v
 
 
 def _line(error: Exception) -> str:
-    return " ".join(str(error).split())
+    return " ".join(str(error).split()).rstrip(".")

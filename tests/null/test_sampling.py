@@ -1,0 +1,130 @@
+"""Host sampling: each filter against its definition, determinism, refusals."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from model.sampling import Sampler, SamplingParams, distribution
+from vkbackend.errors import DeviceError, InputError
+
+LOGITS = np.log(np.array([0.1, 0.4, 0.05, 0.25, 0.2]))
+
+
+def probabilities(**params: float) -> list[float]:
+    return distribution(LOGITS, SamplingParams(**{"temperature": 1.0, **params})).tolist()  # type: ignore[arg-type]
+
+
+def test_without_filters_it_is_softmax() -> None:
+    assert probabilities() == pytest.approx([0.1, 0.4, 0.05, 0.25, 0.2], rel=1e-14)
+
+
+def test_temperature_raises_probabilities_to_its_inverse() -> None:
+    squared = np.array([0.1, 0.4, 0.05, 0.25, 0.2]) ** 2
+    assert probabilities(temperature=0.5) == pytest.approx((squared / squared.sum()).tolist(), rel=1e-13)
+
+
+def test_top_k() -> None:
+    assert probabilities(top_k=2) == pytest.approx([0, 0.4 / 0.65, 0, 0.25 / 0.65, 0])
+    assert probabilities(top_k=99) == pytest.approx(probabilities())
+
+
+def test_top_p_keeps_the_token_that_reaches_it() -> None:
+    assert probabilities(top_p=0.5) == pytest.approx([0, 0.4 / 0.65, 0, 0.25 / 0.65, 0])
+    assert probabilities(top_p=0.39) == [0, 1, 0, 0, 0]
+    assert probabilities(top_p=1e-9) == [0, 1, 0, 0, 0]
+
+
+def test_top_p_counts_within_what_top_k_left() -> None:
+    # Of 0.4 and 0.25 the first has 0.615: it alone reaches 0.6, but not 0.62.
+    assert probabilities(top_k=2, top_p=0.6) == [0, 1, 0, 0, 0]
+    assert np.count_nonzero(probabilities(top_k=2, top_p=0.62)) == 2
+
+
+def test_min_p_is_a_share_of_the_best() -> None:
+    assert np.flatnonzero(probabilities(min_p=0.45)).tolist() == [1, 3, 4]
+    assert np.flatnonzero(probabilities(min_p=1.0)).tolist() == [1]
+
+
+def test_filters_act_before_the_temperature() -> None:
+    assert np.flatnonzero(probabilities(min_p=0.45, temperature=100.0)).tolist() == [1, 3, 4]
+
+
+def test_ties_rank_by_id() -> None:
+    flat = np.zeros(6, np.float32)
+    assert np.flatnonzero(distribution(flat, SamplingParams(temperature=1, top_k=2))).tolist() == [0, 1]
+    assert Sampler(SamplingParams())(np.array([1, 7, 7, 0], np.float32)) == 1
+
+
+def test_masked_tokens_are_never_drawn() -> None:
+    p = distribution(np.array([-np.inf, 0, -np.inf, 0]), SamplingParams(temperature=2))
+    assert p.tolist() == [0, 0.5, 0, 0.5]
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    logits=st.lists(st.floats(-1e4, 1e4, width=32), min_size=1, max_size=40),
+    temperature=st.sampled_from([0.0, 1e-300, 1e-3, 1.0, 50.0]),
+    top_k=st.integers(0, 50),
+    top_p=st.floats(1e-6, 1.0),
+    min_p=st.floats(0.0, 1.0),
+)
+def test_always_a_distribution_that_holds_the_best(
+    logits: list[float], temperature: float, top_k: int, top_p: float, min_p: float
+) -> None:
+    p = distribution(np.array(logits, np.float32), SamplingParams(temperature, top_k, top_p, min_p))
+    assert p.sum() == pytest.approx(1.0, abs=1e-12)
+    assert p[int(np.argmax(logits))] == p.max() > 0
+    assert np.count_nonzero(p) <= (top_k or len(logits))
+
+
+def test_draws_follow_the_distribution() -> None:
+    sampler = Sampler(SamplingParams(temperature=1.0, seed=3))
+    n = 20_000
+    share = np.bincount([sampler(LOGITS) for _ in range(n)], minlength=5) / n
+    # Five standard deviations of a share of n draws.
+    p = np.exp(LOGITS)
+    assert np.all(np.abs(share - p) < 5 * np.sqrt(p * (1 - p) / n))
+
+
+def test_a_seed_repeats_and_draws_differ_within_it() -> None:
+    def draw(seed: int) -> list[int]:
+        sampler = Sampler(SamplingParams(temperature=1.0, seed=seed))
+        return [sampler(LOGITS) for _ in range(50)]
+
+    assert draw(1) == draw(1) != draw(2)
+    assert len(set(draw(1))) > 1
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"temperature": -0.1}, "temperature is -0.1: give a number of 0 (greedy) or more"),
+        ({"temperature": float("nan")}, "temperature is nan: give a number of 0 (greedy) or more"),
+        ({"top_k": -1}, "top-k is -1: give a whole number of tokens, or 0 for all"),
+        ({"top_p": 0.0}, "top-p is 0.0: give a probability above 0 and up to 1 (1 keeps all)"),
+        ({"top_p": 1.5}, "top-p is 1.5: give a probability above 0 and up to 1 (1 keeps all)"),
+        ({"min_p": -0.5}, "min-p is -0.5: give a share of the best token's probability, 0 (keeps all) to 1"),
+        ({"seed": -3}, "seed is -3: give a whole number of 0 or more"),
+    ],
+)
+def test_refused_values(params: dict[str, float], message: str) -> None:
+    with pytest.raises(InputError) as error:
+        SamplingParams(**params)  # type: ignore[arg-type]
+    assert str(error.value) == message
+
+
+@pytest.mark.parametrize(("value", "shown"), [(np.nan, "nan"), (np.inf, "inf")])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_broken_logits_are_the_devices_fault(value: float, shown: str, temperature: float) -> None:
+    with pytest.raises(DeviceError) as error:
+        distribution(np.array([0.0, value, 1.0]), SamplingParams(temperature))
+    assert str(error.value) == (
+        f"logit of token 1 is {shown}, expected a finite number: the device's results are unusable; "
+        "run `latentvk shaders check`"
+    )
+
+
+def test_all_masked_is_refused() -> None:
+    with pytest.raises(DeviceError, match="logit of token 0 is -inf"):
+        distribution(np.full(3, -np.inf), SamplingParams())
