@@ -38,13 +38,16 @@ def get_mix(name: str) -> Q:
 def mix_types(config: ModelConfig, mix: str, overrides: Iterable[tuple[str, Q]] = ()) -> dict[str, Q]:
     """Tensor name -> type for every tensor of ``config``.
 
-    ``overrides`` are (regular expression, type), searched in the name, first match wins; a row that the wished type
-    cannot hold is an InputError.
+    ``overrides`` are (regular expression, type), searched in the names of the tensors that a mix may quantise, first
+    match wins; a row that the wished type cannot hold is an InputError.
     """
     base = get_mix(mix)
     overrides = list(overrides)
     types: dict[str, Q] = {}
     for name, shape in expected_tensors(config).items():
+        if _KEPT_F32.search(name):
+            types[name] = Q.F32
+            continue
         wish = next((kind for pattern, kind in overrides if re.search(pattern, name)), None)
         if wish is not None:
             block = GGML_QUANT_SIZES[wish][0]
@@ -54,8 +57,6 @@ def mix_types(config: ModelConfig, mix: str, overrides: Iterable[tuple[str, Q]] 
                     "choose another type for it"
                 )
             types[name] = wish
-        elif _KEPT_F32.search(name):
-            types[name] = Q.F32
         else:
             types[name] = _fit(_choose(config, name, shape, base, mix), shape[-1])
     return types
