@@ -2,12 +2,16 @@
 # Installs what latentvk needs and is not there yet: system packages (apt), a Vulkan driver, uv in .tools/uv, and the
 # Python environment in .venv. A second run finds everything in place and ends within a second.
 #
+# tools/setup.sh --system            only the system packages and the driver: for root, where users have no sudo
 # LATENTVK_PYTHON=/path/to/python3   the interpreter to use, 3.11 or newer, with its C headers
 set -euo pipefail
 cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
 
 readonly UV_VERSION=0.13.8
-readonly LOG=.tools/setup.log
+readonly SYSTEM_ONLY=${1:-}
+# Root must leave no file in a user's checkout that the user cannot write.
+if [ "$SYSTEM_ONLY" = --system ]; then LOG=/var/log/latentvk-setup.log; else LOG=.tools/setup.log; fi
+readonly LOG
 readonly STAMP=.venv/latentvk-setup
 readonly OS_RELEASE=${LATENTVK_OS_RELEASE:-/etc/os-release} # another file only in tests
 
@@ -52,7 +56,6 @@ missing_packages() {
     local python=$1
     have g++ || echo g++
     have make || echo make
-    have cmake || echo cmake
     have glslangValidator || echo glslang-tools
     has_header vulkan/vulkan.h || echo libvulkan-dev
     has_header fmt/core.h || echo libfmt-dev
@@ -71,10 +74,9 @@ as_root() {
 require_apt_and_root() {
     local packages=$*
     have apt-get || die "this system has no apt-get; install what these Debian packages hold, then run make again: $packages"
-    [ "$(id -u)" = 0 ] || have sudo ||
-        die "installing packages needs root and there is no sudo; as root run 'apt-get install $packages', then run make again"
-    [ "$(id -u)" = 0 ] || sudo -v ||
-        die "sudo was refused; as root run 'apt-get install $packages', then run make again"
+    if [ "$(id -u)" = 0 ]; then return; fi
+    have sudo || die "root must install $packages and there is no sudo; as root run 'make system' here, then run make again"
+    sudo -v || die "root must install $packages and sudo was refused; as root run 'make system' here, then run make again"
 }
 
 # Third-party sources may be broken without harm to us, so a failing update is told only if the installation fails too.
@@ -90,7 +92,7 @@ apt_install() {
         return
     fi
     cat "$LOG.apt" >>"$LOG"
-    tail -n 8 "$LOG.apt" >&2
+    tail -n 3 "$LOG.apt" >&2
     if grep -qE 'Unable to fetch|Failed to fetch|Unable to locate|no installation candidate|not resolve|Could not connect|is not valid for APT::Default-Release' "$LOG.apt"; then
         die "apt-get could not fetch: $*; check the network and apt's sources (apt-get update), then run make again"
     fi
@@ -208,13 +210,18 @@ everything_is_there() {
         .venv/bin/python -c 'import kp' 2>/dev/null && .venv/bin/python tools/vulkan_probe.py >/dev/null 2>&1
 }
 
-if everything_is_there; then exit 0; fi
-if ! { mkdir -p .tools && : >"$LOG"; } 2>/dev/null; then
-    die "cannot write in $PWD; make the checkout yours (chown), then run make again"
+case $SYSTEM_ONLY in
+"") if everything_is_there; then exit 0; fi ;;
+--system) [ "$(id -u)" = 0 ] || die "--system is for root; without root run make, which asks sudo" ;;
+*) die "unknown argument $SYSTEM_ONLY; the only one is --system" ;;
+esac
+if ! { mkdir -p "$(dirname "$LOG")" && : >"$LOG"; } 2>/dev/null; then
+    die "cannot write $LOG in $PWD; make the checkout yours (chown), then run make again"
 fi
 PYTHON=$(find_python)
 install_system_packages
 install_vulkan_driver
+if [ -n "$SYSTEM_ONLY" ]; then exit 0; fi
 install_uv
 # A moved checkout leaves scripts that name the old place.
 if [ -f "$STAMP" ] && [ "$(head -n 1 "$STAMP")" != "$PWD" ]; then rm -rf .venv; fi
