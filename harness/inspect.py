@@ -1,0 +1,243 @@
+"""``latentvk inspect``: what a model is and what it costs in memory, by arithmetic alone. No device is opened."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from math import prod
+from typing import Any
+
+from gguf import GGMLQuantizationType
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from harness import options
+from harness.units import bytes_text
+from model.config import PRESETS, ModelConfig, expected_tensors, get_preset, require_supported
+from model.gguf_file import GGUFFile
+from model.layout import (
+    CACHE_TYPES,
+    PATHS,
+    active_fraction,
+    active_parameters,
+    active_weight_bytes,
+    cache_bytes,
+    cache_bytes_per_token,
+    cache_elements_per_token_layer,
+    max_context,
+    tensor_bytes,
+    total_parameters,
+    weight_bytes,
+)
+from model.mix import MIXES, mix_types
+from vkbackend.errors import InputError
+
+HELP = "show a model's shape, parameters, weight bytes and cache bytes; needs no device"
+EXAMPLE = "latentvk inspect --preset glm-4.7-flash --context 200192 --memory 96GiB"
+
+DEFAULT_MIX = "q4_k_m"
+LAYOUT_WORDS = {"mla": "latent, V-less", "mla-v": "latent with a V copy", "mha": "K and V per head"}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is inspected: a config, the type of each tensor, and where both come from (``mix`` None: the file
+    itself)."""
+
+    config: ModelConfig
+    types: Mapping[str, GGMLQuantizationType]
+    source: str
+    mix: str | None
+    unsupported: str | None  # why the forward pass cannot run it
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    options.add_model(parser)
+    add = parser.add_argument
+    add("--preset", metavar="NAME", help=f"a published shape in place of a file: {', '.join(PRESETS)}")
+    add("--mix", metavar="NAME", help=f"with --preset, types assumed: {', '.join(MIXES)} (default {DEFAULT_MIX})")
+    add("--context", type=options.positive_int, metavar="N", help="tokens (default: the trained length)")
+    add("--memory", type=options.size_bytes, metavar="SIZE", help="such as 96GiB: adds the largest context that fits")
+
+
+def run(args: argparse.Namespace) -> int:
+    subject = _subject(args)
+    facts = describe(subject, args.context, args.memory)
+    options.emit_json(args, facts)
+    if not options.json_to_stdout(args):
+        _print(subject, facts, Console())
+    return 0
+
+
+def _subject(args: argparse.Namespace) -> Subject:
+    if args.preset is not None:
+        if args.model is not None:
+            raise InputError(
+                f"MODEL {args.model!r} and --preset {args.preset!r} are both given, expected one; drop one"
+            )
+        config, mix = get_preset(args.preset), args.mix or DEFAULT_MIX
+        return Subject(config, mix_types(config, mix), f"preset {args.preset}", mix, _unsupported(config, None))
+    if args.mix is not None:
+        raise InputError("--mix is given without --preset, expected both: a file has its own types; leave --mix out")
+    gguf = GGUFFile.open(options.model_path(args))
+    config = ModelConfig.from_gguf(gguf)
+    types = {name: gguf.tensors[name].type for name in expected_tensors(config)}
+    return Subject(config, types, str(gguf.path), None, _unsupported(config, gguf))
+
+
+def _unsupported(config: ModelConfig, gguf: GGUFFile | None) -> str | None:
+    try:
+        require_supported(config, gguf)
+    except InputError as error:
+        return str(error)
+    return None
+
+
+def describe(subject: Subject, context: int | None, memory: int | None) -> dict[str, Any]:
+    """Everything the command knows, as JSON-ready values; sizes in bytes. ``context`` None: the trained length."""
+    config = subject.config
+    n_ctx = context or config.n_ctx_train
+    weights = weight_bytes(config, subject.types)
+    return {
+        "source": subject.source,
+        "config": asdict(config),
+        "supported": subject.unsupported is None,
+        "unsupported": subject.unsupported,
+        "parameters": {"total": total_parameters(config), "active": active_parameters(config)},
+        "weights": {
+            "estimated_from_mix": subject.mix,
+            "bytes": weights,
+            "active_bytes": active_weight_bytes(config, subject.types),
+            "by_type": _by_type(subject),
+        },
+        "context": n_ctx,
+        "memory": memory,
+        "cache": [
+            {
+                "path": path.name,
+                "layout": path.layout.value,
+                "type": cache_type,
+                "elements_per_token_layer": cache_elements_per_token_layer(config, path.layout),
+                "bytes_per_token": cache_bytes_per_token(config, path.layout, cache_type),
+                "bytes": cache_bytes(config, path.layout, cache_type, n_ctx),
+                "max_context": None
+                if memory is None
+                else max_context(config, path.layout, cache_type, memory - weights),
+            }
+            for path in PATHS.values()
+            for cache_type in CACHE_TYPES
+        ],
+    }
+
+
+def _by_type(subject: Subject) -> dict[str, dict[str, int]]:
+    """Type name -> number of tensors, parameters, bytes and bytes read per token; the largest first."""
+    sums: dict[str, dict[str, int]] = {}
+    for name, shape in expected_tensors(subject.config).items():
+        kind = subject.types[name]
+        size = tensor_bytes(shape, kind)
+        row = sums.setdefault(kind.name, {"tensors": 0, "parameters": 0, "bytes": 0, "active_bytes": 0})
+        row["tensors"] += 1
+        row["parameters"] += prod(shape)
+        row["bytes"] += size
+        row["active_bytes"] += int(size * active_fraction(subject.config, name))
+    return dict(sorted(sums.items(), key=lambda item: -item[1]["bytes"]))
+
+
+def _print(subject: Subject, facts: dict[str, Any], console: Console) -> None:
+    console.print(f"[bold]{subject.config.name}[/bold] ({subject.source})", highlight=False)
+    if subject.unsupported is not None:
+        console.print(f"not runnable yet: {subject.unsupported}", highlight=False, markup=False)
+    console.print(_shape_table(subject.config), _weight_table(facts), _cache_table(facts))
+
+
+def _shape_table(c: ModelConfig) -> Table:
+    queries = f"compressed to {c.q_lora}" if c.q_lora else "not compressed"
+    rope = f"theta {c.rope_theta:,.0f}" + (f", YaRN x{c.yarn.factor:g} from {c.yarn.n_ctx_orig:,}" if c.yarn else "")
+    groups = f", best {c.n_group_used} of {c.n_group} groups" if c.n_group > 1 else ""
+    norm = ", renormalised" if c.norm_topk else ""
+    bias = ", selection bias" if c.expert_bias else ""
+    rows = {
+        "layers": f"{c.n_layer}: {c.n_dense} dense, {c.n_layer - c.n_dense} mixture"
+        + (f", {c.n_nextn} MTP not run" * (c.n_nextn > 0)),
+        "width, vocabulary": f"{c.n_embd:,}, {c.n_vocab:,}"
+        + (" (output tied to the embedding)" if c.tied_output else ""),
+        "attention": f"{c.n_head} heads of {c.qk_nope}+{c.qk_rope} key, {c.v_head} value; queries {queries}",
+        "latent": f"{c.kv_lora}+{c.qk_rope} = {c.latent_dim}; score scale {c.attn_scale:.6g}",
+        "dense feed-forward": f"{c.n_ff:,}",
+        "experts": f"{c.n_expert_used} of {c.n_expert} and {c.n_expert_shared} shared, {c.n_ff_exp:,} wide",
+        "routing": f"{c.gating}{bias}{groups}{norm}, scaled by {c.expert_scale:.6g}",
+        "rope, trained context": f"{rope}; {c.n_ctx_train:,}",
+    }
+    table = Table(title="Shape", title_justify="left", box=SIMPLE_HEAD, show_header=False)
+    for row in rows.items():
+        table.add_row(*row)
+    return table
+
+
+def _weight_table(facts: dict[str, Any]) -> Table:
+    weights, parameters = facts["weights"], facts["parameters"]
+    mix = weights["estimated_from_mix"]
+    title = "Weights" + (f" (estimated: no file, mix {mix})" if mix else "")
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, show_footer=True)
+    total = (
+        "all",
+        f"{sum(row['tensors'] for row in weights['by_type'].values()):,}",
+        f"{parameters['total'] / 1e9:.3f} G",
+    )
+    table.add_column("type", total[0])
+    for header, footer in (
+        ("tensors", total[1]),
+        ("parameters", total[2]),
+        ("bytes", bytes_text(weights["bytes"])),
+        ("read per token", bytes_text(weights["active_bytes"])),
+    ):
+        table.add_column(header, footer, justify="right")
+    for kind, row in weights["by_type"].items():
+        table.add_row(
+            kind,
+            f"{row['tensors']:,}",
+            f"{row['parameters'] / 1e9:.3f} G",
+            bytes_text(row["bytes"]),
+            bytes_text(row["active_bytes"]),
+        )
+    table.caption = (
+        f"{parameters['active'] / 1e9:.2f} G parameters work on a token: the layers, their used experts, the output"
+    )
+    table.caption_justify = "left"
+    return table
+
+
+def _cache_table(facts: dict[str, Any]) -> Table:
+    table = Table(title="Cache", title_justify="left", box=SIMPLE_HEAD)
+    memory = facts["memory"]
+    table.add_column("path", no_wrap=True)
+    table.add_column("type", no_wrap=True)
+    headers = ["elements", "bytes/token", "ratio", f"MiB at {facts['context']:,}"]
+    if memory is not None:
+        headers.append(f"fits {bytes_text(memory)}")
+    for header in headers:
+        table.add_column(header, justify="right", no_wrap=True)
+    base = facts["cache"][0]["bytes_per_token"]
+    for index, row in enumerate(facts["cache"]):
+        first = index % len(CACHE_TYPES) == 0
+        if first and index:
+            table.add_section()
+        table.add_row(
+            row["path"] if first else "",
+            row["type"],
+            f"{row['elements_per_token_layer']:,}" if first else "",
+            f"{row['bytes_per_token']:,}",
+            f"{row['bytes_per_token'] / base:.2f}",
+            f"{row['bytes'] / 2**20:,.2f}",
+            *([] if memory is None else [f"{row['max_context']:,}"]),
+        )
+    lines = [f"{name}: {words}" for name, words in LAYOUT_WORDS.items()]
+    table.caption = "; ".join(lines) + ". Elements are per token and layer."
+    if memory is not None:
+        weights = bytes_text(facts["weights"]["bytes"])
+        table.caption += f" Fits: tokens beside {weights} of weights, nothing set aside for the system."
+    table.caption_justify = "left"
+    return table
