@@ -211,7 +211,7 @@ def _weight_table(facts: dict[str, Any]) -> Table:
 
 
 def _cache_table(facts: dict[str, Any]) -> Table:
-    table = Table(title="Cache", title_justify="left", box=SIMPLE_HEAD)
+    table = Table(title="Cache", title_justify="left", box=SIMPLE_HEAD, collapse_padding=True)
     memory = facts["memory"]
     table.add_column("path", no_wrap=True)
     table.add_column("type", no_wrap=True)
