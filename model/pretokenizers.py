@@ -2,8 +2,8 @@
 
 A pattern splits every piece it meets into its matches and the stretches between them; the next pattern works on those
 pieces. The patterns are those of the models' own tokenizer.json files (GLM-4, DeepSeek-LLM and V2, DeepSeek-V3) and,
-for "gpt-2" and "default", of GPT-2's encoder and llama.cpp's fallback. Syntax: Oniguruma, as the ``tokenizers`` library
-runs it.
+for "gpt-2" and "default", of GPT-2's encoder and llama.cpp's fallback. Syntax: Oniguruma, which
+the ``tokenizers`` library runs.
 """
 
 from collections.abc import Mapping

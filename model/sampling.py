@@ -54,20 +54,27 @@ def distribution(logits: NDArray[np.floating], params: SamplingParams) -> NDArra
     if params.temperature == 0:
         out[np.argmax(x)] = 1.0
         return out
-    order = np.argsort(-x, kind="stable")
-    if params.top_k:
-        order = order[: params.top_k]
+    order = _ranked(x, params.top_k or x.size)
     kept = np.exp(x[order] - x[order[0]])  # the best token has 1
     kept /= kept.sum()
     if params.top_p < 1:
         # The smallest set whose probability reaches top_p: a token stays if those before it fall short.
-        kept = kept[np.cumsum(kept) - kept < params.top_p]
+        before = np.concatenate(([0.0], np.cumsum(kept)[:-1]))
+        kept = kept[before < params.top_p]
     kept = kept[kept >= params.min_p * kept[0]]
     order = order[: kept.size]
     # Taken from the logits again: powers of small probabilities would underflow.
     tempered = np.exp((x[order] - x[order[0]]) / params.temperature)
     out[order] = tempered / tempered.sum()
     return out
+
+
+def _ranked(x: NDArray[np.float64], count: int) -> NDArray[np.int64]:
+    """Ids of the ``count`` largest entries, best first, ties by id. Sorts only those that reach the last place."""
+    if count >= x.size:
+        return np.argsort(-x, kind="stable")
+    candidates = np.flatnonzero(x >= np.partition(x, x.size - count)[x.size - count])
+    return candidates[np.argsort(-x[candidates], kind="stable")][:count]
 
 
 class Sampler:
@@ -82,4 +89,5 @@ class Sampler:
         p = distribution(logits, self.params)
         if self.params.temperature == 0:
             return int(np.argmax(p))
-        return int(self._random.choice(p.size, p=p))
+        possible = np.flatnonzero(p)
+        return int(self._random.choice(possible, p=p[possible]))

@@ -1,8 +1,8 @@
 """The pure operations of the forward pass, each the oracle of one kernel.
 
 Shape letters used here and in every file of this package:
-T tokens of the step, n tokens in the cache (the step's own included), D n_embd, H heads, R kv_lora, N qk_nope, P
-qk_rope, V v_head, E routed experts, K experts used per token.
+T tokens of the step, n tokens in the cache (the step's own included), D n_embd, H heads, R kv_lora, N qk_nope,
+P qk_rope, V v_head, E routed experts, K experts used per token, F width of a feed-forward.
 
 Every function keeps the floating-point type of its first argument (float32 in use, float64 to measure rounding) and
 writes to none of its arguments.
@@ -89,11 +89,10 @@ def yarn_frequencies(
 
 
 def rope(x: Floats, positions: Ints, frequencies: NDArray[np.float64]) -> Floats:
-    """Rotate adjacent pairs (x[2i], x[2i+1]) by ``positions * frequencies[i]``: GGUF deepseek2's interleaved
-    convention.
+    """Rotate adjacent pairs (x[2i], x[2i+1]) by ``positions * frequencies[i]``, GGUF deepseek2's convention.
 
-    x [T, ..., P], positions [T], frequencies [P/2] -> [T, ..., P]. Angles are taken in float64, then rounded: a float32
-    angle is off by 0.01 rad at position 200,000.
+    x [T, ..., P], positions [T], frequencies [P/2] -> [T, ..., P]. Angles are float64 and only their cosine and sine
+    are rounded: a float32 angle is off by 0.01 rad at position 200,000.
     """
     angle = np.asarray(positions, np.float64)[:, None] * frequencies
     angle = angle.reshape(angle.shape[0], *([1] * (x.ndim - 2)), angle.shape[1])

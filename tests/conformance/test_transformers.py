@@ -1,8 +1,6 @@
-"""The oracle against Hugging Face transformers (5.x), whose model code is nobody's here. Skipped where it is not
-installed.
+"""The oracle against Hugging Face transformers (5.x), an implementation by others. Skipped where it is not installed.
 
-Random weights go into both under their own names. Epsilon is 1e-6, the value transformers fixes for the q_a and kv_a
-norms.
+Random weights go into both. Epsilon is 1e-6, which transformers fixes for the q_a and kv_a norms.
 """
 
 from dataclasses import replace

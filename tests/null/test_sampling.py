@@ -56,6 +56,13 @@ def test_ties_rank_by_id() -> None:
     assert Sampler(SamplingParams())(np.array([1, 7, 7, 0], np.float32)) == 1
 
 
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(-3, 3), min_size=1, max_size=30), st.integers(1, 31))
+def test_top_k_among_ties_is_the_stable_order(logits: list[int], k: int) -> None:
+    kept = np.flatnonzero(distribution(np.array(logits), SamplingParams(temperature=1, top_k=k)))
+    assert set(kept.tolist()) == set(sorted(range(len(logits)), key=lambda i: (-logits[i], i))[:k])
+
+
 def test_masked_tokens_are_never_drawn() -> None:
     p = distribution(np.array([-np.inf, 0, -np.inf, 0]), SamplingParams(temperature=2))
     assert p.tolist() == [0, 0.5, 0, 0.5]

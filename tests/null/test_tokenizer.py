@@ -127,6 +127,18 @@ def test_words(pre: str, text: str, words: list[str]) -> None:
     assert pieces == words
 
 
+@settings(max_examples=300, deadline=None)
+@given(
+    st.text(
+        st.sampled_from(" \t\r\n\u00a0\u3000'sStTreRE019\u0661\u00b2aZ\u00e9\u4e16\u0301.,!_$+\U0001f600"), max_size=30
+    )
+)
+def test_gpt2_words_are_the_librarys_own(text: str) -> None:
+    ours = pre_tokenizers.Split(Regex(PRETOKENIZERS["gpt-2"][0]), "isolated").pre_tokenize_str(text)
+    theirs = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True).pre_tokenize_str(text)
+    assert [span for _, span in ours] == [span for _, span in theirs]
+
+
 def test_byte_characters_are_the_librarys() -> None:
     assert sorted(BYTE_CHARACTERS.values()) == sorted(pre_tokenizers.ByteLevel.alphabet())
     for byte in range(128):
