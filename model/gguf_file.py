@@ -210,9 +210,9 @@ class _Parser:
 
     def _refuse_split(self, kv: Metadata) -> None:
         parts = kv.get("split.count", 0)
-        if parts > 1:
+        if not isinstance(parts, int) or parts > 1:
             raise InputError(
-                f"{self.path}: key split.count is {parts}, expected a single file; "
+                f"{self.path}: key split.count is {parts!r}, expected a single file; "
                 "merge the parts with llama-gguf-split --merge"
             )
 
