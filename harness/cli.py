@@ -1,0 +1,110 @@
+"""The `latentvk` command: finds the command's module, parses, runs it and turns errors into one line and an exit code.
+
+Exit codes: 0 done, 1 a check failed, 2 wrong usage or bad input, 3 the device cannot, 130 interrupted.
+A command's module has HELP (one line), EXAMPLE (works as pasted), add_arguments(parser) and run(args) -> exit code.
+Only the module of the command that was asked for is imported, and modules import what is heavy inside run(), so that
+commands without a device start fast and need no Vulkan.
+"""
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn, Protocol, cast
+
+from harness import options
+from vkbackend.errors import InputError, LatentvkError
+
+COMMANDS = ("devices", "inspect", "synth", "generate", "logits", "compare", "bench")
+INTERRUPTED = 130
+BROKEN_PIPE = 141  # what a shell shows for a program ended by SIGPIPE
+
+
+class Command(Protocol):
+    HELP: str
+    EXAMPLE: str
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None: ...
+
+    def run(self, args: argparse.Namespace) -> int: ...
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with this project's error line in place of the whole usage text."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}; see `{self.prog} --help`")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line (default: this process's) and return its exit code."""
+    try:
+        code = _dispatch(list(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()
+        return code
+    except LatentvkError as error:
+        # One line is a promise to whoever reads logs: a file name or a driver's message may hold line breaks.
+        print("latentvk: error: " + " ".join(str(error).split()), file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("latentvk: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Python flushes standard output once more at exit; that must not fail a second time.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+
+
+def _dispatch(argv: list[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help"):
+        _print_overview()
+        return 0 if argv else InputError.exit_code
+    if argv[0] in ("-V", "--version"):
+        from importlib.metadata import version
+
+        print(f"latentvk {version('latentvk')}")
+        return 0
+    if argv[0] not in COMMANDS:
+        kind = "option" if argv[0].startswith("-") else "command"
+        raise InputError(f"unknown {kind} '{argv[0]}', expected one of {', '.join(COMMANDS)}; see `latentvk --help`")
+    command = load(argv[0])
+    parser = build_parser(argv[0], command)
+    try:
+        args = parser.parse_args(argv[1:])
+    except SystemExit as stop:  # --help
+        return int(stop.code or 0)
+    return command.run(args)
+
+
+def load(name: str) -> Command:
+    return cast(Command, importlib.import_module(f"harness.{name}"))
+
+
+def build_parser(name: str, command: Command) -> Parser:
+    parser = Parser(
+        prog=f"latentvk {name}",
+        description=command.HELP,
+        epilog=f"example:\n  {command.EXAMPLE}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    command.add_arguments(parser)
+    options.add_common(parser)
+    return parser
+
+
+def _print_overview() -> None:
+    print("usage: latentvk COMMAND ...\n")
+    print("Multi-head Latent Attention models through Vulkan, and the numbers behind them.\n")
+    print("commands:")
+    for name in COMMANDS:
+        print(f"  {name:<10}{load(name).HELP}")
+    print(
+        "\n`latentvk COMMAND --help` explains a command and shows an example. MODEL left out means the embedded model."
+    )
+    print("exit codes: 0 done, 1 a check failed, 2 wrong usage or bad input, 3 the device cannot")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,116 @@
+"""Command-line options that several commands share: one spelling, one meaning, one parser for each."""
+
+import argparse
+import json
+import re
+import sys
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from harness.atomic import write_text
+from vkbackend.errors import InputError
+
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+_UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+_SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*")
+
+
+def embedded_model_path() -> Path:
+    """Path of the model that ships inside the package. Raises InputError when the installation lacks it."""
+    path = Path(str(files("model") / "data" / "latentvk-tiny.gguf"))
+    if not path.is_file():
+        raise InputError(
+            f"{path}: the embedded model is missing, expected a GGUF file there; reinstall latentvk or name a MODEL"
+        )
+    return path
+
+
+def model_path(args: argparse.Namespace) -> Path:
+    """The MODEL argument, or the embedded model when it was left out. Raises InputError when that one is missing."""
+    return embedded_model_path() if args.model is None else Path(args.model)
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", nargs="?", help="a GGUF file (left out: the embedded model)")
+
+
+def add_path(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--path",
+        default="mla",
+        metavar="PATH",
+        help="how attention and its cache work: mla, mla-v or mha (default mla)",
+    )
+
+
+def add_common(parser: argparse.ArgumentParser) -> None:
+    """The two options that every command has; `harness.cli` adds them, no command does."""
+    group = parser.add_argument_group("options of every command")
+    group.add_argument("--device", metavar="WHICH", help="index, or part of the name, as `latentvk devices` lists them")
+    group.add_argument("--json", metavar="FILE", help="write the result as JSON ('-': standard output, nothing else)")
+
+
+def add_chunk(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--chunk", type=positive_int, metavar="N", help="prompt tokens a pass (default: the device's)")
+
+
+def json_to_stdout(args: argparse.Namespace) -> bool:
+    return args.json == "-"
+
+
+def emit_json(args: argparse.Namespace, value: Any) -> None:
+    """Write `value` where --json points: nowhere, standard output, or a file (written whole or not at all)."""
+    if args.json is None:
+        return
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    if json_to_stdout(args):
+        sys.stdout.write(text)
+    else:
+        write_text(Path(args.json), text)
+
+
+def positive_int(text: str) -> int:
+    value = _whole(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"found '{text}', expected a whole number of at least 1")
+    return value
+
+
+def non_negative_int(text: str) -> int:
+    value = _whole(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"found '{text}', expected a whole number of at least 0")
+    return value
+
+
+def positive_ints(text: str) -> list[int]:
+    """'512,2048' -> [512, 2048], sorted, each once."""
+    return sorted({positive_int(part) for part in text.split(",")})
+
+
+def non_negative_ints(text: str) -> list[int]:
+    return sorted({non_negative_int(part) for part in text.split(",")})
+
+
+def names(text: str) -> list[str]:
+    """'mla,mha' -> ['mla', 'mha'], in the order given, each once."""
+    parts = [part.strip() for part in text.split(",")]
+    if "" in parts:
+        raise argparse.ArgumentTypeError(f"found '{text}', expected names with commas between them")
+    return list(dict.fromkeys(parts))
+
+
+def size_bytes(text: str) -> int:
+    """'96GiB', '64 GB', '1.5gib' or plain bytes -> bytes."""
+    match = _SIZE.fullmatch(text)
+    if match is None or match[2].upper() not in _UNITS:
+        raise argparse.ArgumentTypeError(f"found '{text}', expected a size such as 96GiB or 64GB")
+    return round(float(match[1]) * _UNITS[match[2].upper()])
+
+
+def _whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"found '{text}', expected a whole number") from None

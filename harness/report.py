@@ -1,0 +1,256 @@
+"""A compare record as text for people: the same grids as Rich tables on a terminal and as Markdown in the report file.
+
+Every predicted figure carries '≤' (the model gives upper bounds); a measured ratio whose 95% interval includes 1
+carries '~'.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from harness.results import BASE_PATH, Record, Row, Table, ratios
+from harness.roofline import Peaks
+from harness.stats import Ratio
+from harness.units import bytes_text, rate_text, seconds_text, significant
+
+WIDE = 112  # columns that the one-piece table needs; narrower terminals get it in two pieces
+NONE = "n/a"
+_TIMES = f"x {BASE_PATH}"
+_MEMORY = ("cache", "formula", _TIMES)
+_SPEED = ("decode tok/s", _TIMES, "prompt tok/s", _TIMES, "first token", _TIMES)
+_QUALITY = ("recall %", "perplexity")
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table as strings: the first `labels` columns are left-aligned, the rest are figures; `breaks` are first rows
+    of blocks."""
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    labels: int = 2
+    breaks: frozenset[int] = frozenset()
+
+
+def heading(table: Table) -> str:
+    verb = "measured on" if table.kind == "measured" else "predicted for"
+    return f"{table.model}, {verb} {table.device}"
+
+
+def comparison(table: Table, groups: Sequence[tuple[str, ...]]) -> Grid:
+    """The comparison grid with the named groups of columns."""
+    rows = []
+    breaks = set()
+    for index, row in enumerate(table.rows):
+        if index and row.context != table.rows[index - 1].context:
+            breaks.add(index)
+        cells = [f"{row.context:,}", row.path]
+        for group in groups:
+            cells += _CELLS[group](table, row)
+        rows.append(tuple(cells))
+    columns = ("context", "path", *(column for group in groups for column in group))
+    return Grid(columns, tuple(rows), breaks=frozenset(breaks))
+
+
+def _memory_cells(table: Table, row: Row) -> list[str]:
+    found = (row.not_run or "predicted") if row.cache_bytes is None else bytes_text(row.cache_bytes)
+    return [found, bytes_text(row.cache_bytes_formula), _ratio(table, row, "cache_bytes")]
+
+
+def _speed_cells(table: Table, row: Row) -> list[str]:
+    upper, lower = ("≤ ", "≥ ") if table.kind == "predicted" else ("", "")
+    cells: list[str] = []
+    for value, show, mark, name in (
+        (row.decode_rate, rate_text, upper, "decode_rate"),
+        (row.prompt_rate, rate_text, upper, "prompt_rate"),
+        (row.first_token, seconds_text, lower, "first_token_seconds"),
+    ):
+        cells += [NONE if value is None else mark + show(value), _ratio(table, row, name)]
+    return cells
+
+
+def _quality_cells(table: Table, row: Row) -> list[str]:
+    return [
+        NONE if row.recall is None else f"{row.recall:.1f}",
+        NONE if row.perplexity is None else f"{row.perplexity:.4f}",
+    ]
+
+
+_CELLS: dict[tuple[str, ...], Callable[[Table, Row], list[str]]] = {
+    _MEMORY: _memory_cells,
+    _SPEED: _speed_cells,
+    _QUALITY: _quality_cells,
+}
+
+
+def _ratio(table: Table, row: Row, name: str) -> str:
+    ratio = ratios(row, table.base(row)).get(name)
+    return NONE if ratio is None else ratio_text(ratio, is_base=row.path == BASE_PATH)
+
+
+def ratio_text(ratio: Ratio, is_base: bool = False) -> str:
+    if is_base:
+        return "1"
+    return ("~" if ratio.distinct is False else "") + f"{ratio.value:.2f}"
+
+
+def lines(table: Table) -> Grid:
+    """Each path's seconds per token as a line in context, and what governs it."""
+    rows = []
+    for entry in table.lines:
+        base = per_token = NONE
+        if entry.line is not None:
+            base = f"{seconds_text(entry.line.intercept)} + {seconds_text(entry.line.slope)} x context"
+        if entry.bytes_per_token is not None:
+            error = f" ± {entry.bytes_per_token_error:,.0f}" if entry.bytes_per_token_error is not None else ""
+            per_token = f"{entry.bytes_per_token:,.0f}" + (error if table.kind == "measured" else "")
+        rows.append(
+            (
+                entry.path,
+                base,
+                per_token,
+                f"{entry.bytes_per_token_formula:,}",
+                significant(entry.flops_per_cache_byte),
+                entry.governs or NONE,
+            )
+        )
+    columns = ("path", "seconds per token", "slope, bytes/token", "cache, bytes/token", "FLOP/cache byte", "bound by")
+    return Grid(columns, tuple(rows), labels=2)
+
+
+def notes(table: Table) -> list[str]:
+    """What a reader must know to judge the table, one sentence each."""
+    found = []
+    if table.peaks is not None:
+        found.append(_peaks_note(table.kind, table.peaks))
+    found.append(
+        f"Weights: {bytes_text(table.weights.total_bytes)}, of which a decoded token reads "
+        f"{bytes_text(table.weights.active_bytes)} ({table.weights.source})."
+    )
+    found += [_blow_up(table)] if len({row.path for row in table.rows}) > 1 else []
+    found += [
+        f"{row.path} at {row.context:,}: {row.not_run}"
+        + (f", {bytes_text(row.needed_bytes)} needed with the weights." if row.needed_bytes else ".")
+        for row in table.rows
+        if not row.ran
+    ]
+    found += _reached(table)
+    if any(row.prompt_scored for row in table.rows):
+        scored = sorted({row.context for row in table.rows if row.prompt_scored})
+        found.append(
+            f"Prompt times at {_listing(scored)} are of the one pass that also returned all logits for the score."
+        )
+    if table.kind == "predicted":
+        found.append(
+            "Predicted: ≤ and ≥ mark bounds that the chip's peaks set; no run was made. Real runtimes stay below."
+        )
+    elif any(_undecided(table, row) for row in table.rows):
+        found.append("~ marks a ratio whose 95% interval includes 1: these samples show no difference.")
+    return found
+
+
+def _undecided(table: Table, row: Row) -> bool:
+    return row.path != BASE_PATH and any(r.distinct is False for r in ratios(row, table.base(row)).values())
+
+
+def _peaks_note(kind: str, peaks: Peaks) -> str:
+    origin = "measured" if kind == "measured" else "from a table"
+    return (
+        f"Peaks, {origin}: {peaks.bandwidth / 1e9:,.3g} GB/s and {peaks.flops / 1e9:,.4g} GFLOP/s, that is "
+        f"{peaks.balance:,.3g} FLOP per byte ({peaks.source}). "
+        "Attention that does more per cache byte is bound by arithmetic."
+    )
+
+
+def _blow_up(table: Table) -> str:
+    figures = {line.path: line.bytes_per_token_formula for line in table.lines}
+    base = figures.get(BASE_PATH)
+    parts = [f"{path} {value:,}" + (f" ({value / base:.2f}x)" if base else "") for path, value in figures.items()]
+    return f"Cache bytes per token of context: {', '.join(parts)}."
+
+
+def _reached(table: Table) -> list[str]:
+    """Measured decode as a share of its bound, at each path's longest context."""
+    if table.kind == "predicted":
+        return []
+    parts = []
+    for line in table.lines:
+        rows = [r for r in table.rows if r.path == line.path and r.decode_rate and r.decode_bound]
+        if rows:
+            row = max(rows, key=lambda r: r.context)
+            if row.decode_rate and row.decode_bound:
+                parts.append(f"{line.path} {100 * row.decode_rate * row.decode_bound.seconds:.0f}% at {row.context:,}")
+    return [f"Decode reached of what the measured peaks allow: {', '.join(parts)}."] if parts else []
+
+
+def _listing(values: Sequence[int]) -> str:
+    return " and ".join(f"{value:,}" for value in values)
+
+
+def show(record: Record, console: Console) -> None:
+    """Print all tables of the record, fitted to the console's width."""
+    for table in record.tables:
+        console.print(_rich(table, console.width))
+
+
+def _rich(table: Table, width: int) -> RenderableType:
+    quality = (_QUALITY,) if table.kind == "measured" else ()
+    pieces = [(_MEMORY, _SPEED, *quality)] if width >= WIDE else [(_MEMORY, *quality), (_SPEED,)]
+    parts: list[RenderableType] = [Text(heading(table), style="bold"), Text()]
+    for grid in (*(comparison(table, piece) for piece in pieces), lines(table)):
+        parts += [_rich_grid(grid), Text()]
+    parts += [Text(note, style="dim") for note in notes(table)]
+    return Group(*parts, Text())
+
+
+def _rich_grid(grid: Grid) -> RichTable:
+    shown = RichTable(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, show_edge=False)
+    for index, column in enumerate(grid.columns):
+        shown.add_column(column, justify="left" if index < grid.labels else "right")
+    for index, row in enumerate(grid.rows):
+        if index in grid.breaks:
+            shown.add_section()
+        shown.add_row(*row)
+    return shown
+
+
+def markdown(record: Record, json_name: str) -> str:
+    """The whole record as a Markdown report; `json_name` is the file with all samples."""
+    title = " and ".join(dict.fromkeys(heading(table) for table in record.tables))
+    parts = [f"# MLA against its fallback: {title}", _provenance(record, json_name)]
+    for table in record.tables:
+        quality = (_QUALITY,) if table.kind == "measured" else ()
+        parts.append(f"## {heading(table)[0].upper()}{heading(table)[1:]}")
+        parts.append(_markdown_grid(comparison(table, (_MEMORY, _SPEED, *quality))))
+        parts.append("Seconds per token as a straight line in context:")
+        parts.append(_markdown_grid(lines(table)))
+        parts.append("\n".join(f"- {note}" for note in notes(table)))
+    return "\n\n".join(parts) + "\n"
+
+
+def _provenance(record: Record, json_name: str) -> str:
+    facts = {
+        "date": record.date,
+        "commit": record.software.get("commit"),
+        "latentvk": record.software.get("latentvk"),
+        "model": record.model.get("file") or record.model.get("name"),
+        "model sha256": record.model.get("sha256"),
+        "device": record.device and record.device.get("name"),
+        "driver": record.device and f"{record.device.get('driver')} {record.device.get('driver_version')}",
+        "host": f"{record.host.get('cpu')}, {record.host.get('cpu_count')} logical processors",
+        "load average": ", ".join(f"{load:.2f}" for load in record.host.get("load_average", [])),
+        "settings": ", ".join(f"{key} {value}" for key, value in record.settings.items()),
+        "all samples": json_name,
+    }
+    rows = tuple((key, str(value)) for key, value in facts.items() if value)
+    return _markdown_grid(Grid(("what", "value"), rows))
+
+
+def _markdown_grid(grid: Grid) -> str:
+    rule = [":--" if index < grid.labels else "--:" for index in range(len(grid.columns))]
+    rows = [grid.columns, rule, *grid.rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)

@@ -1,0 +1,190 @@
+"""The results record of `compare`: its types, its schema version, its JSON. `results/README.md` explains each field.
+
+A record is a value: every sample and warm-up is kept, and measured and predicted rows live in different tables, each
+saying which it is. Bytes are bytes, times are seconds, rates are tokens a second.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from harness.atomic import write_text
+from harness.roofline import Bound, Line, Peaks, Weights
+from harness.stats import Ratio, median, ratio_of_medians
+
+SCHEMA = "latentvk.compare"
+SCHEMA_VERSION = 1
+BASE_PATH = "mla"  # what every ratio is against
+
+Kind = Literal["measured", "predicted"]
+
+
+@dataclass(frozen=True)
+class Score:
+    """What one prompt's logits say about quality: right answers of the questions, and perplexity of the held-out
+    text."""
+
+    questions: int
+    right: int
+    text_tokens: int
+    perplexity: float | None
+
+    @property
+    def recall_percent(self) -> float | None:
+        return 100 * self.right / self.questions if self.questions else None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One path at one context. `cache_bytes` is the sum of the buffers really created (None when nothing was
+    created)."""
+
+    path: str
+    context: int
+    cache_bytes_formula: int
+    cache_bytes: int | None = None
+    decode_seconds: tuple[float, ...] = ()
+    decode_contexts: tuple[int, ...] = ()
+    decode_warmup_seconds: tuple[float, ...] = ()
+    prompt_seconds: tuple[float, ...] = ()
+    prompt_scored: bool = False
+    first_token_seconds: tuple[float, ...] = ()
+    score: Score | None = None
+    decode_bound: Bound | None = None
+    prompt_bound: Bound | None = None
+    not_run: str = ""
+    needed_bytes: int | None = None
+
+    @property
+    def ran(self) -> bool:
+        return not self.not_run
+
+    @property
+    def cache_figure(self) -> int:
+        return self.cache_bytes_formula if self.cache_bytes is None else self.cache_bytes
+
+    @property
+    def decode_rate(self) -> float | None:
+        return 1 / median(self.decode_seconds) if self.decode_seconds else None
+
+    @property
+    def prompt_rate(self) -> float | None:
+        return self.context / median(self.prompt_seconds) if self.prompt_seconds else None
+
+    @property
+    def first_token(self) -> float | None:
+        return median(self.first_token_seconds) if self.first_token_seconds else None
+
+    @property
+    def recall(self) -> float | None:
+        return self.score.recall_percent if self.score else None
+
+    @property
+    def perplexity(self) -> float | None:
+        return self.score.perplexity if self.score else None
+
+
+@dataclass(frozen=True)
+class PathLine:
+    """A path's seconds per token against context, and what its slope means at the table's bandwidth."""
+
+    path: str
+    line: Line | None
+    bytes_per_token: float | None
+    bytes_per_token_error: float | None
+    bytes_per_token_formula: int
+    flops_per_cache_byte: float
+    governs: str
+
+
+@dataclass(frozen=True)
+class Table:
+    """All rows of one model on one device (measured) or of one shape on one chip (predicted)."""
+
+    kind: Kind
+    model: str
+    device: str
+    weights: Weights
+    peaks: Peaks | None
+    rows: tuple[Row, ...]
+    lines: tuple[PathLine, ...]
+
+    def base(self, row: Row) -> Row | None:
+        """The row of the base path at the same context, if it ran."""
+        return next((r for r in self.rows if r.path == BASE_PATH and r.context == row.context and r.ran), None)
+
+
+@dataclass(frozen=True)
+class Record:
+    """One run of `compare`."""
+
+    command: str
+    date: str
+    host: dict[str, Any]
+    software: dict[str, Any]
+    device: dict[str, Any] | None
+    model: dict[str, Any]
+    settings: dict[str, Any]
+    tables: tuple[Table, ...]
+    peak_samples: dict[str, list[float]] = field(default_factory=dict)
+
+
+def ratios(row: Row, base: Row | None) -> dict[str, Ratio]:
+    """Each figure of `row` over the same figure of `base`; figures that either side lacks are left out.
+
+    Rates are tokens a second, so above 1 means faster; first_token_seconds above 1 means slower. A row that did not run
+    still has its cache ratio, from the formulas.
+    """
+    if base is None:
+        return {}
+    found = {"cache_bytes": Ratio(row.cache_figure / base.cache_figure)}
+    if row.decode_seconds and base.decode_seconds:
+        found["decode_rate"] = ratio_of_medians(base.decode_seconds, row.decode_seconds)
+    if row.prompt_seconds and base.prompt_seconds:
+        found["prompt_rate"] = ratio_of_medians(base.prompt_seconds, row.prompt_seconds)
+    if row.first_token_seconds and base.first_token_seconds:
+        found["first_token_seconds"] = ratio_of_medians(row.first_token_seconds, base.first_token_seconds)
+    for name, value, reference in (
+        ("recall_percent", row.recall, base.recall),
+        ("perplexity", row.perplexity, base.perplexity),
+    ):
+        if value is not None and reference:
+            found[name] = Ratio(value / reference)
+    return found
+
+
+def to_json(record: Record) -> dict[str, Any]:
+    """The record as plain JSON values, derived figures included, so that a reader needs no arithmetic."""
+    plain = {"schema": SCHEMA, "schema_version": SCHEMA_VERSION, **asdict(record)}
+    for table, shown in zip(record.tables, plain["tables"], strict=True):
+        for row, target in zip(table.rows, shown["rows"], strict=True):
+            target |= {
+                "decode_rate": row.decode_rate,
+                "prompt_rate": row.prompt_rate,
+                "first_token": row.first_token,
+                "recall_percent": row.recall,
+                "perplexity": row.perplexity,
+                f"ratio_to_{BASE_PATH}": {name: asdict(ratio) for name, ratio in ratios(row, table.base(row)).items()},
+            }
+            for name, bound in (("decode_bound", row.decode_bound), ("prompt_bound", row.prompt_bound)):
+                if bound is not None:
+                    target[name] |= {"seconds": bound.seconds, "governs": bound.governs}
+    return plain
+
+
+def write_record(record: Record, path: Path) -> None:
+    """Write the record's JSON to `path`, whole or not at all. Raises InputError when it cannot be written."""
+    write_text(path, json.dumps(to_json(record), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def governing(bounds: Sequence[tuple[int, Bound]]) -> str:
+    """'memory', 'compute', or where it changes over the (context, bound) pairs: 'memory, compute from 2048'."""
+    parts: list[str] = []
+    last = ""
+    for context, bound in sorted(bounds, key=lambda pair: pair[0]):
+        if bound.governs != last:
+            parts.append(bound.governs if not parts else f"{bound.governs} from {context}")
+            last = bound.governs
+    return ", ".join(parts)

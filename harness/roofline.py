@@ -1,0 +1,152 @@
+"""The performance model: bytes and operations of decoding and of a prompt, and the bound that a device's peaks set.
+
+Letters: C cached rows (the context), H heads, L layers, R kv_lora, P rope, T prompt tokens.
+The model counts what no implementation can avoid: every active weight once and every cache row once per decoded
+token. It leaves out activations and, for the unfused path, the score matrix (8 bytes a head and row written and read,
+under 2% of GLM-4.7-Flash's per-head cache). So it gives an upper bound on speed, never an estimate of what a runtime
+reaches.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from harness.chips import Chip
+from model.config import ModelConfig
+from model.layout import CacheLayout, Path, active_parameters, cache_bytes_per_token, total_parameters
+
+# Average of llama.cpp's Q4_K_M files (its quantize tool's table: 4.85 bits a weight). 3.58e9 active weights of
+# GLM-4.7-Flash then are 2.17 GB a token. Adding up the mix tensor by tensor (Q4_K 4.5 bits, Q6_K for the output and
+# half of the down projections, Q5_0 k_b, F32 routers) gives 2.22 GB: the average is within 3% of the true file.
+Q4_K_M_BITS = 4.85
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Bytes of a model's weights: all of them, and those that one decoded token reads."""
+
+    total_bytes: int
+    active_bytes: int
+    source: str
+
+
+@dataclass(frozen=True)
+class Bound:
+    """The least seconds that some work takes on a device, and why: bytes read, operations done, which of them
+    governs."""
+
+    bytes_read: float
+    flops: float
+    memory_seconds: float
+    compute_seconds: float
+
+    @property
+    def seconds(self) -> float:
+        return max(self.memory_seconds, self.compute_seconds)
+
+    @property
+    def governs(self) -> str:
+        return "memory" if self.memory_seconds >= self.compute_seconds else "compute"
+
+
+@dataclass(frozen=True)
+class Peaks:
+    """What a device can do at most: bytes/s and f32 operations/s, and whether that was measured or taken from a
+    table."""
+
+    bandwidth: float
+    flops: float
+    source: str
+
+    @property
+    def balance(self) -> float:
+        return self.flops / self.bandwidth
+
+    def bound(self, bytes_read: float, flops: float) -> Bound:
+        return Bound(bytes_read, flops, bytes_read / self.bandwidth, flops / self.flops)
+
+
+@dataclass(frozen=True)
+class Line:
+    """Seconds per token as a straight line in context, least squares: seconds = intercept + slope * context."""
+
+    intercept: float
+    slope: float
+    slope_error: float | None
+
+    def bytes_per_token(self, bandwidth: float) -> float:
+        """The cache bytes per token of context that would make a memory-bound runtime have this slope."""
+        return self.slope * bandwidth
+
+
+def chip_peaks(chip: Chip) -> Peaks:
+    return Peaks(chip.bandwidth, chip.flops, f"{chip.bandwidth_source}; {chip.flops_source}")
+
+
+def estimated_weights(config: ModelConfig, bits: float = Q4_K_M_BITS) -> Weights:
+    """Weights of a model that is no file yet, at an average of `bits` a weight."""
+    return Weights(
+        round(total_parameters(config) * bits / 8),
+        round(active_parameters(config) * bits / 8),
+        f"estimated at {bits} bits a weight, the average of Q4_K_M",
+    )
+
+
+def attention_flops_per_row(config: ModelConfig, path: Path) -> int:
+    """Operations of all heads and layers against one cached row, for one query token.
+
+    Latent: scores over R + P and values over R for each of H heads, 2 operations a multiply-add. Per head: scores
+    over the key's width and values over the value's.
+    """
+    if path.layout is CacheLayout.PER_HEAD:
+        width = config.key_dim + config.v_head
+    else:
+        width = config.latent_dim + config.kv_lora
+    return 2 * config.n_head * width * config.n_layer
+
+
+def flops_per_cache_byte(config: ModelConfig, path: Path) -> float:
+    """Attention's arithmetic intensity in FLOP per cache byte: with f16, 38 for GLM-4.7-Flash's V-less latent, 1 per
+    head."""
+    return attention_flops_per_row(config, path) / cache_bytes_per_token(config, path.layout, path.cache_type)
+
+
+def decode_bound(config: ModelConfig, active_weight_bytes: float, path: Path, context: int, peaks: Peaks) -> Bound:
+    """One decoded token with `context` rows in the cache."""
+    bytes_read = active_weight_bytes + context * cache_bytes_per_token(config, path.layout, path.cache_type)
+    flops = 2 * active_parameters(config) + context * attention_flops_per_row(config, path)
+    return peaks.bound(bytes_read, flops)
+
+
+def prompt_bound(config: ModelConfig, weights: Weights, path: Path, tokens: int, chunk: int, peaks: Peaks) -> Bound:
+    """A prompt of `tokens` in passes of `chunk`: each pass reads all weights once and the rows cached so far once.
+
+    Attention is causal, so T tokens meet T(T+1)/2 rows. Reading all experts in each pass is what a chunk of some
+    hundred tokens does; for a chunk of one the active weights alone are read.
+    """
+    passes = -(-tokens // chunk)
+    weight_bytes = weights.active_bytes if chunk == 1 else weights.total_bytes
+    rows_read = sum(min(tokens, (index + 1) * chunk) for index in range(passes))
+    bytes_read = passes * weight_bytes + rows_read * cache_bytes_per_token(config, path.layout, path.cache_type)
+    pairs = tokens * (tokens + 1) // 2
+    flops = tokens * 2 * active_parameters(config) + pairs * attention_flops_per_row(config, path)
+    return peaks.bound(bytes_read, flops)
+
+
+def fit_line(contexts: Sequence[float], seconds: Sequence[float]) -> Line | None:
+    """Least squares through (context, seconds per token); None with fewer than two different contexts.
+
+    `slope_error` is the slope's standard error, None where two points leave nothing to estimate it from.
+    """
+    x = np.asarray(contexts, dtype=np.float64)
+    y = np.asarray(seconds, dtype=np.float64)
+    if len(set(x.tolist())) < 2:
+        return None
+    spread = float(((x - x.mean()) ** 2).sum())
+    slope = float(((x - x.mean()) * (y - y.mean())).sum() / spread)
+    intercept = float(y.mean() - slope * x.mean())
+    if len(x) < 3:
+        return Line(intercept, slope, None)
+    residual = y - (intercept + slope * x)
+    return Line(intercept, slope, float(np.sqrt((residual**2).sum() / (len(x) - 2) / spread)))

@@ -1,0 +1,36 @@
+"""Figures as text: one spelling of bytes, seconds and rates for every command."""
+
+_BINARY = ("B", "KiB", "MiB", "GiB", "TiB")
+
+
+def bytes_text(value: float) -> str:
+    """Bytes with a binary unit and four significant digits: '432 B', '117.5 GiB'."""
+    unit = 0
+    while value >= 1024 and unit < len(_BINARY) - 1:
+        value /= 1024
+        unit += 1
+    return f"{value:,.0f} B" if unit == 0 else f"{significant(value, 4)} {_BINARY[unit]}"
+
+
+def rate_text(value: float) -> str:
+    """Tokens a second, three significant digits."""
+    return significant(value)
+
+
+def seconds_text(value: float) -> str:
+    """'45.6 \u00b5s', '12.3 ms', '4.56 s' or '46.1 min'; negative values (a fitted line's start) keep their sign."""
+    size = abs(value)
+    if size < 1e-3:
+        return f"{significant(1e6 * value)} \u00b5s"
+    if size < 1:
+        return f"{significant(1e3 * value)} ms"
+    return f"{significant(value)} s" if size < 120 else f"{significant(value / 60)} min"
+
+
+def significant(value: float, digits: int = 3) -> str:
+    """At least that many significant digits, no exponent above 1e-4: '1,234', '12.3', '0.0123'."""
+    if value == 0:
+        return "0"
+    if abs(value) >= 10 ** (digits - 1):
+        return f"{value:,.0f}"
+    return f"{value:#.{digits}g}".rstrip(".") if abs(value) >= 1e-4 else f"{value:.1e}"
