@@ -104,7 +104,7 @@ apt_install() {
 
 install_system_packages() {
     local packages
-    packages=$(missing_packages "$PYTHON" | xargs)
+    packages=$(missing_packages "$PYTHON" | paste -sd ' ')
     [ -n "$packages" ] || return 0
     require_apt_and_root "$packages"
     say "installing system packages: $packages"
@@ -112,7 +112,7 @@ install_system_packages() {
     # shellcheck disable=SC2086 # a list of names
     apt_install $packages
     PYTHON=$(find_python)
-    packages=$(missing_packages "$PYTHON" | xargs)
+    packages=$(missing_packages "$PYTHON" | paste -sd ' ')
     [ -z "$packages" ] ||
         die "still missing after the installation: $packages; a Python of 3.11 or newer is needed (Debian 12, Ubuntu 24.04 or newer)"
 }

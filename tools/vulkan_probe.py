@@ -27,8 +27,9 @@ def text(raw: bytes) -> str:
     return raw.split(b"\0", 1)[0].decode(errors="replace")
 
 
-def objection(mesa: re.Match[str] | None, stages: int, operations: int) -> str:
-    """Why a device cannot be used; empty when it can."""
+def objection(driver: str, stages: int, operations: int) -> str:
+    """Why a device cannot be used; empty when it can. ``driver`` is the driver's own description of its version."""
+    mesa = re.search(r"Mesa (\d+)\.", driver)
     if mesa and int(mesa.group(1)) < OLDEST_MESA:
         return f"Mesa is older than {OLDEST_MESA}"
     if not stages & COMPUTE_STAGE or operations & NEEDED_SUBGROUP_OPERATIONS != NEEDED_SUBGROUP_OPERATIONS:
@@ -51,7 +52,7 @@ def describe(vulkan: ctypes.CDLL, device: int | None) -> tuple[str, bool]:
         return f"{name} ({KINDS.get(kind, 'other')}): not usable: Vulkan is older than 1.1", False
     _, stages, operations = struct.unpack_from("@III", subgroup.raw, 16)
     info = text(driver.raw[276 : 276 + 256])
-    why = objection(re.search(r"Mesa (\d+)\.", info), stages, operations)
+    why = objection(info, stages, operations)
     verdict = f"not usable: {why}" if why else "usable"
     return f"{name} ({KINDS.get(kind, 'other')}, {info or text(driver.raw[20:276])}): {verdict}", not why
 
