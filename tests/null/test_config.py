@@ -1,0 +1,261 @@
+"""ModelConfig: what a written config reads back as, published figures, one exact line for every kind of bad file."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+from gguf import GGMLQuantizationType as Q
+from random_model import BASE, CONFIGS
+
+from model.config import (
+    PRESETS,
+    SUPPORTED_TYPES,
+    ModelConfig,
+    Yarn,
+    expected_tensors,
+    get_preset,
+    require_supported,
+)
+from model.gguf_file import GGUFFile
+from model.gguf_write import config_keys
+from vkbackend.errors import InputError
+
+RECONVERT = "convert the model again with a current llama.cpp"
+GLM = PRESETS["glm-4.7-flash"]
+
+
+def write(
+    path: Path,
+    config: ModelConfig,
+    keys: Mapping[str, Any] | None = None,
+    tensors: Mapping[str, tuple[int, ...] | None] | None = None,
+    kinds: Mapping[str, Q] | None = None,
+) -> GGUFFile:
+    """A file of zeros for ``config`` with some keys or tensors replaced, added, or (None) left out; then opened."""
+    all_keys: dict[str, Any] = {"general.name": config.name, **config_keys(config), **(keys or {})}
+    writer = gguf.GGUFWriter(path, all_keys.pop("general.architecture", config.arch))
+    add: dict[type, Callable[[str, Any], None]] = {
+        bool: writer.add_bool,
+        int: writer.add_uint32,
+        float: writer.add_float32,
+        str: writer.add_string,
+        list: writer.add_array,
+    }
+    for key, value in all_keys.items():
+        if value is not None:
+            add[type(value)](key, value)
+    for name, shape in (expected_tensors(config) | dict(tensors or {})).items():
+        if shape is None:
+            continue
+        kind = (kinds or {}).get(name, Q.F32)
+        block, n_bytes = gguf.GGML_QUANT_SIZES[kind]
+        data = np.zeros((*shape[:-1], shape[-1] // block * n_bytes), np.uint8)
+        writer.add_tensor(name, data, raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return GGUFFile.open(path)
+
+
+def error(file: GGUFFile) -> str:
+    with pytest.raises(InputError) as caught:
+        ModelConfig.from_gguf(file)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_reads_back_what_was_written(tmp_path: Path, name: str) -> None:
+    config = replace(CONFIGS[name], rope_theta=5e5, rms_eps=2.0**-17, expert_scale=1.75, name="same")
+    config = replace(config, expert_bias=config.expert_bias and config.n_dense < config.n_layer)
+    if config.yarn is not None:  # values that float32 holds exactly
+        config = replace(config, yarn=Yarn(40.0, 16, 31.0, 1.5, 0.0625))
+    assert ModelConfig.from_gguf(write(tmp_path / "m.gguf", config)) == config
+
+
+def test_mtp_layers_are_counted_apart(tmp_path: Path) -> None:
+    config = replace(BASE, n_nextn=1)
+    extra = {"blk.3.nextn.eh_proj.weight": (53, 106), "blk.3.attn_norm.weight": (53,)}
+    read = ModelConfig.from_gguf(write(tmp_path / "m.gguf", config, tensors=extra))
+    assert (read.n_layer, read.n_nextn) == (3, 1)
+    assert not any(name.startswith("blk.3.") for name in expected_tensors(read))
+
+
+def test_joint_kv_b_beside_the_split_pair_is_redundant(tmp_path: Path) -> None:
+    joint = {f"blk.{i}.attn_kv_b.weight": (5 * 18, 23) for i in range(3)}
+    assert ModelConfig.from_gguf(write(tmp_path / "m.gguf", BASE, tensors=joint)).split_kv_b
+
+
+def test_vocabulary_is_counted_when_there_are_tokens(tmp_path: Path) -> None:
+    tokens = {"tokenizer.ggml.tokens": [str(i) for i in range(101)], "deepseek2.vocab_size": None}
+    assert ModelConfig.from_gguf(write(tmp_path / "m.gguf", BASE, tokens)).n_vocab == 101
+
+
+def test_absent_keys_mean_what_llama_cpp_takes_them_for(tmp_path: Path) -> None:
+    absent = ("expert_gating_func", "expert_weights_norm", "expert_weights_scale", "expert_group_count")
+    absent += ("expert_group_used_count", "rope.freq_base")
+    read = ModelConfig.from_gguf(write(tmp_path / "m.gguf", BASE, {f"deepseek2.{key}": None for key in absent}))
+    assert (read.gating, read.norm_topk, read.expert_scale) == ("softmax", False, 1.0)
+    assert (read.n_group, read.n_group_used, read.rope_theta) == (1, 1, 10_000.0)
+
+
+@pytest.mark.parametrize(("n_blocks", "n_vocab", "gating"), [(47, 154_880, "sigmoid"), (47, 102_400, "softmax")])
+def test_glm_files_without_a_gating_key_are_sigmoid(tmp_path: Path, n_blocks: int, n_vocab: int, gating: str) -> None:
+    tiny = replace(BASE, n_embd=1, n_layer=n_blocks, n_vocab=n_vocab, q_lora=1, kv_lora=1, n_head=1, v_head=1, n_ff=1)
+    file = write(tmp_path / "m.gguf", tiny, {"deepseek2.expert_gating_func": None})
+    assert ModelConfig.from_gguf(file).gating == gating
+
+
+def test_other_architecture(tmp_path: Path) -> None:
+    file = write(tmp_path / "m.gguf", BASE, {"general.architecture": "llama"})
+    assert error(file) == (
+        f"{file.path}: key general.architecture is 'llama', expected 'deepseek2'; "
+        "use a GGUF of GLM-4.7-Flash, DeepSeek-V2 or DeepSeek-V3"
+    )
+
+
+def test_missing_keys(tmp_path: Path) -> None:
+    required = ("block_count", "embedding_length", "attention.kv_lora_rank", "attention.key_length_mla", "expert_count")
+    for key in required:
+        file = write(tmp_path / "m.gguf", BASE, {f"deepseek2.{key}": None})
+        assert error(file) == f"{file.path}: key deepseek2.{key} is missing, expected an integer; {RECONVERT}"
+    file = write(tmp_path / "m.gguf", BASE, {"deepseek2.attention.layer_norm_rms_epsilon": None})
+    assert error(file).endswith(f"layer_norm_rms_epsilon is missing, expected a number; {RECONVERT}")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "found"),
+    [
+        ("attention.head_count", 5.0, "is 5.0, expected an integer"),
+        ("attention.head_count", [5, 5, 5], "is an array of 3, expected an integer"),
+        ("expert_weights_norm", 1, "is 1, expected true or false"),
+        ("attention.layer_norm_rms_epsilon", float("nan"), "is nan, expected a number"),
+        ("rope.scaling.type", "linear", "is 'linear', expected 'none' or 'yarn'"),
+        ("attention.head_count", 0, "gives n_head = 0, expected more than 0"),
+        ("block_count", 100_000, "gives n_layer = 100000, expected 1 to 512"),
+        ("leading_dense_block_count", 4, "gives n_dense = 4, expected 0 to n_layer (3)"),
+        ("rope.dimension_count", 5, "gives qk_rope = 5, expected an even number more than 0"),
+        ("expert_used_count", 10, "gives n_expert_used = 10, expected 1 to n_expert (9)"),
+        ("expert_group_count", 4, "gives n_group = 4, expected a divisor of n_expert (9)"),
+        ("expert_gating_func", 3, "gives gating = 'function 3', expected sigmoid or softmax"),
+        ("attention.key_length_mla", 6, "gives qk_nope = 0, expected more than 0"),
+        ("nextn_predict_layers", 3, "gives n_layer = 0, expected 1 to 512"),
+    ],
+)
+def test_bad_values(tmp_path: Path, key: str, value: Any, found: str) -> None:
+    name = "block_count" if key == "nextn_predict_layers" else key  # n_layer is what the two leave over
+    file = write(tmp_path / "m.gguf", BASE, {f"deepseek2.{key}": value})
+    assert error(file) == f"{file.path}: key deepseek2.{name} {found}; {RECONVERT}"
+
+
+def test_attention_temperature_is_refused(tmp_path: Path) -> None:
+    file = write(tmp_path / "m.gguf", BASE, {"deepseek2.attention.temperature_scale": 0.5})
+    assert error(file) == (
+        f"{file.path}: key deepseek2.attention.temperature_scale is set, expected none; "
+        "use a GGUF of GLM-4.7-Flash, DeepSeek-V2 or DeepSeek-V3"
+    )
+
+
+@pytest.mark.parametrize("name", expected_tensors(BASE))
+def test_every_missing_tensor_is_named(tmp_path: Path, name: str) -> None:
+    if name == "output.weight":
+        pytest.skip("its absence means a tied output")
+    file = write(tmp_path / "m.gguf", BASE, tensors={name: None})
+    shape = list(expected_tensors(BASE)[name])
+    assert error(file) == f"{file.path}: tensor {name} is missing, expected shape {shape}; {RECONVERT}"
+
+
+@pytest.mark.parametrize("name", expected_tensors(BASE))
+def test_every_wrong_shape_is_named(tmp_path: Path, name: str) -> None:
+    shape = expected_tensors(BASE)[name]
+    wrong = (*shape[:-1], shape[-1] + 1)
+    file = write(tmp_path / "m.gguf", BASE, tensors={name: wrong})
+    assert error(file) == (
+        f"{file.path}: tensor {name} has shape {list(wrong)}, expected {list(shape)} (NumPy order) from the "
+        f"file's keys; {RECONVERT}"
+    )
+
+
+def test_unknown_tensor_is_refused(tmp_path: Path) -> None:
+    file = write(tmp_path / "m.gguf", BASE, tensors={"blk.1.attn_q_a.bias": (19,)})
+    assert error(file) == (
+        f"{file.path}: tensor blk.1.attn_q_a.bias has no part in the model as latentvk computes it, expected only "
+        f"the {len(expected_tensors(BASE))} tensors of the architecture; use a file without it, or the result "
+        "would be wrong"
+    )
+
+
+def test_contradicting_values_name_the_field() -> None:
+    with pytest.raises(InputError) as caught:
+        replace(BASE, n_expert_used=10)
+    assert str(caught.value) == "random: n_expert_used is 10, expected 1 to n_expert (9); correct the value"
+
+
+@pytest.mark.parametrize(
+    ("name", "billions"),
+    [
+        ("glm-4.7-flash", 29.943),
+        ("deepseek-v2-lite", 15.706),
+        ("deepseek-v3", 671.026),
+    ],  # 30 B, 15.7 B, 671 B published
+)
+def test_presets_have_the_published_sizes(name: str, billions: float) -> None:
+    total = sum(prod(shape) for shape in expected_tensors(get_preset(name)).values())
+    assert total / 1e9 == pytest.approx(billions, abs=5e-4)
+
+
+def test_attention_scales() -> None:
+    assert GLM.attn_scale == 1 / 16
+    # DeepSeek's own code: (0.1 * 0.707 * ln 40 + 1)^2 / sqrt(192), and the same with 1.0 for V3
+    assert PRESETS["deepseek-v2-lite"].attn_scale == pytest.approx(0.1147213868, rel=1e-9)
+    assert PRESETS["deepseek-v3"].attn_scale == pytest.approx(0.1352337789, rel=1e-9)
+
+
+def test_unknown_preset() -> None:
+    with pytest.raises(InputError) as caught:
+        get_preset("glm-5")
+    assert str(caught.value) == (
+        "preset 'glm-5' is unknown, expected one of glm-4.7-flash, deepseek-v2-lite, deepseek-v3; choose one of them"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("lite", "queries are not compressed (no q_lora), expected compressed queries (attn_q_a, attn_q_b)"),
+        ("joint-kv-b", "attn_kv_b is stored joint, expected split attn_k_b and attn_v_b"),
+        ("yarn", "rope is scaled by YaRN, expected unscaled rope"),
+        ("grouped", "experts are routed in 6 groups, expected one group"),
+        ("tied", "no layer is a mixture of experts, expected at least one"),
+    ],
+)
+def test_variants_that_cannot_run_yet(name: str, found: str) -> None:
+    remedy = RECONVERT if name == "joint-kv-b" else "run a GLM-4.7-Flash GGUF instead"
+    with pytest.raises(InputError) as caught:
+        require_supported(CONFIGS[name])
+    assert str(caught.value) == f"random: {found}: not supported yet; {remedy}"
+
+
+def test_types_without_a_shader(tmp_path: Path) -> None:
+    config = replace(BASE, n_embd=64, n_ff=64, n_ff_exp=32)
+    name = "blk.2.ffn_up_exps.weight"
+    file = write(tmp_path / "m.gguf", config, kinds={name: Q.Q5_1})
+    with pytest.raises(InputError) as caught:
+        require_supported(ModelConfig.from_gguf(file), file)
+    assert str(caught.value) == (
+        f"{file.path}: tensor {name} has type Q5_1, which has no shader, expected one of F32, F16, Q8_0, Q5_0, Q4_K, "
+        "Q6_K; requantise the model, for example to Q4_K_M with llama-quantize"
+    )
+
+
+@pytest.mark.parametrize("kind", SUPPORTED_TYPES)
+def test_types_with_a_shader(tmp_path: Path, kind: Q) -> None:
+    config = replace(BASE, n_embd=256)
+    file = write(tmp_path / "m.gguf", config, kinds={"output.weight": kind})
+    require_supported(ModelConfig.from_gguf(file), file)
+    require_supported(GLM)

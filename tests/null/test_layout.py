@@ -1,0 +1,176 @@
+"""Cache, parameter and weight arithmetic against the published figures, and the types that llama-quantize chooses."""
+
+from collections import Counter
+from dataclasses import replace
+from fractions import Fraction
+
+import pytest
+from gguf import GGMLQuantizationType as Q
+from hypothesis import given
+from hypothesis import strategies as st
+from random_model import BASE, CONFIGS
+
+from model.config import PRESETS, expected_tensors
+from model.layout import (
+    CACHE_TYPES,
+    PATHS,
+    CacheLayout,
+    active_fraction,
+    active_parameters,
+    active_weight_bytes,
+    cache_bytes,
+    cache_bytes_per_token,
+    cache_elements_per_token_layer,
+    get_path,
+    max_context,
+    tensor_bytes,
+    total_parameters,
+    weight_bytes,
+)
+from model.mix import MIXES, mix_types
+from vkbackend.errors import InputError
+
+GLM = PRESETS["glm-4.7-flash"]
+GLM_3_LAYERS = replace(GLM, n_layer=3, n_vocab=32_000)
+
+
+@pytest.mark.parametrize(
+    ("layout", "elements", "f16", "q8_0"),
+    [
+        (CacheLayout.LATENT, 576, 54_144, 28_764),
+        (CacheLayout.LATENT_V, 1_088, 102_272, 54_332),
+        (CacheLayout.PER_HEAD, 10_240, 962_560, 511_360),
+    ],
+)
+def test_glm_cache_per_token(layout: CacheLayout, elements: int, f16: int, q8_0: int) -> None:
+    assert cache_elements_per_token_layer(GLM, layout) == elements
+    assert cache_bytes_per_token(GLM, layout) == f16
+    assert cache_bytes_per_token(GLM, layout, "q8_0") == q8_0
+    assert cache_bytes_per_token(GLM, layout, "q4_0") == elements // 32 * 18 * 47
+
+
+def test_glm_cache_is_what_llama_cpp_logs() -> None:
+    mib = [cache_bytes(GLM, layout, "f16", 200_192) / 2**20 for layout in (CacheLayout.LATENT, CacheLayout.LATENT_V)]
+    assert [f"{x:.2f}" for x in mib] == ["10337.06", "19525.56"]
+
+
+def test_glm_blow_up() -> None:
+    ratio = Fraction(*(cache_bytes_per_token(GLM, layout) for layout in (CacheLayout.PER_HEAD, CacheLayout.LATENT)))
+    assert ratio == Fraction(160, 9)  # 17.78
+
+
+def test_quantised_rows_are_padded_one_by_one() -> None:
+    # BASE: rows of 23 + 6 = 29 and 23 latent, 5 heads of 13 key and 11 value: each one block of 32 = 34 bytes
+    assert cache_bytes_per_token(BASE, CacheLayout.LATENT, "q8_0") == 3 * 34
+    assert cache_bytes_per_token(BASE, CacheLayout.LATENT_V, "q8_0") == 3 * 2 * 34
+    assert cache_bytes_per_token(BASE, CacheLayout.PER_HEAD, "q8_0") == 3 * 10 * 34
+    assert cache_bytes_per_token(BASE, CacheLayout.PER_HEAD, "f16") == 3 * 5 * (13 + 11) * 2
+
+
+@given(
+    st.sampled_from(list(CONFIGS)),
+    st.sampled_from(CacheLayout),
+    st.sampled_from(list(CACHE_TYPES)),
+    st.integers(0, 2**40),
+)
+def test_max_context_is_the_last_that_fits(name: str, layout: CacheLayout, kind: str, n_bytes: int) -> None:
+    n_ctx = max_context(CONFIGS[name], layout, kind, n_bytes)
+    assert cache_bytes(CONFIGS[name], layout, kind, n_ctx) <= n_bytes
+    assert cache_bytes(CONFIGS[name], layout, kind, n_ctx + 1) > n_bytes
+    assert max_context(CONFIGS[name], layout, kind, -1 - n_bytes) == 0
+
+
+def test_unknown_names() -> None:
+    with pytest.raises(InputError) as caught:
+        get_path("gqa")
+    assert str(caught.value) == "path 'gqa' is unknown, expected one of mla, mla-v, mha; choose one with --path"
+    with pytest.raises(InputError) as caught:
+        cache_bytes_per_token(GLM, CacheLayout.LATENT, "q5_0")
+    assert str(caught.value) == "cache type 'q5_0' is unknown, expected one of f16, q8_0, q4_0; choose one"
+    with pytest.raises(InputError) as caught:
+        mix_types(GLM, "q3_k_s")
+    assert str(caught.value) == (
+        "mix 'q3_k_s' is unknown, expected one of q4_k_m, q6_k, q8_0, f16, f32; choose one with --mix"
+    )
+
+
+def test_paths() -> None:
+    assert [(p.name, p.layout, p.fused, p.cache_type) for p in PATHS.values()] == [
+        ("mla", CacheLayout.LATENT, True, "f16"),
+        ("mla-v", CacheLayout.LATENT_V, True, "f16"),
+        ("mha", CacheLayout.PER_HEAD, False, "f16"),
+    ]
+    assert get_path("mha") is PATHS["mha"]
+
+
+def test_glm_parameters() -> None:
+    attention = 2048 * 768 + 768 * 20 * 256 + 2048 * 576 + 20 * 512 * 192 + 20 * 256 * 512 + 5120 * 2048
+    norms = 2048 + 768 + 512 + 2048
+    expert, router = 3 * 2048 * 1536, 64 * 2048 + 64
+    layers = 47 * (attention + norms) + 3 * 2048 * 10_240 + 46 * router
+    output = 154_880 * 2048
+    assert total_parameters(GLM) == layers + 46 * 65 * expert + 2 * output + 2048
+    assert active_parameters(GLM) == layers + 46 * 5 * expert + output + 2048
+    assert active_parameters(GLM) / 1e9 == pytest.approx(3.58, abs=5e-3)
+    # DeepSeek's own count for V3 is 36.6 B active "including 0.9 B for the output head"
+    assert active_parameters(PRESETS["deepseek-v3"]) / 1e9 == pytest.approx(36.6, abs=0.05)
+
+
+def test_tied_output_is_read_for_every_token() -> None:
+    assert active_fraction(CONFIGS["tied"], "token_embd.weight") == 1
+    assert active_fraction(BASE, "token_embd.weight") == 0
+    assert active_fraction(BASE, "blk.1.ffn_up_exps.weight") == Fraction(3, 9)
+
+
+def test_weight_bytes_of_the_three_layer_file() -> None:
+    types = mix_types(GLM_3_LAYERS, "q4_k_m")
+    assert round(weight_bytes(GLM_3_LAYERS, types) / 2**20) == 865  # what llama-quantize writes
+    assert active_parameters(GLM_3_LAYERS) * 2 / 1e9 == pytest.approx(0.58, abs=5e-3)  # FLOP per token
+    assert active_weight_bytes(GLM_3_LAYERS, types) / 2**20 == pytest.approx(176.3, abs=0.05)
+
+
+def test_q4_k_m_is_what_llama_quantize_chooses() -> None:
+    types = mix_types(GLM_3_LAYERS, "q4_k_m")
+    assert Counter(types.values()) == {Q.Q4_K: 29, Q.F32: 17, Q.Q6_K: 3, Q.Q5_0: 3}
+    assert {n for n, t in types.items() if t is Q.Q6_K} == {
+        "output.weight",
+        "blk.2.ffn_down_exps.weight",
+        "blk.2.ffn_down_shexp.weight",
+    }
+    assert {n for n, t in types.items() if t is Q.Q5_0} == {f"blk.{i}.attn_k_b.weight" for i in range(3)}
+    deep = mix_types(GLM, "q4_k_m")
+    more = [i for i in range(47) if deep[f"blk.{i}.ffn_down{'_exps' if i else ''}.weight"] is Q.Q6_K]
+    assert more == [0, 1, 2, 3, 4, *range(7, 41, 3), *range(41, 47)]
+
+
+@pytest.mark.parametrize("mix", MIXES)
+@pytest.mark.parametrize("name", [*CONFIGS, *PRESETS])
+def test_every_mix_fits_every_row(mix: str, name: str) -> None:
+    config = CONFIGS.get(name) or PRESETS[name]
+    types = mix_types(config, mix)
+    assert list(types) == list(expected_tensors(config))
+    for tensor, shape in expected_tensors(config).items():
+        assert tensor_bytes(shape, types[tensor]) > 0
+        if "norm" in tensor or "gate_inp" in tensor or "bias" in tensor:
+            assert types[tensor] is Q.F32
+
+
+def test_fallbacks_for_short_rows() -> None:
+    config = replace(BASE, n_embd=96, n_ff=256, n_ff_exp=24, q_lora=512)
+    q4, q6 = mix_types(config, "q4_k_m"), mix_types(config, "q6_k")
+    assert (q4["blk.0.ffn_up.weight"], q6["blk.0.ffn_up.weight"]) == (Q.Q5_0, Q.Q8_0)  # 96 = 3 * 32
+    assert q4["output.weight"] is Q.Q8_0
+    assert (q4["blk.1.ffn_down_exps.weight"], q6["blk.1.ffn_down_exps.weight"]) == (Q.F16, Q.F16)  # 24
+    assert q4["blk.0.attn_q_b.weight"] is Q.Q4_K
+    assert mix_types(config, "q8_0")["blk.1.ffn_down_exps.weight"] is Q.F16
+
+
+def test_overrides() -> None:
+    types = mix_types(GLM_3_LAYERS, "q4_k_m", [(r"attn_v_b", Q.Q8_0), (r"attn", Q.F16)])
+    assert types["blk.1.attn_v_b.weight"] is Q.Q8_0 and types["blk.1.attn_k_b.weight"] is Q.F16
+    assert types["blk.1.attn_norm.weight"] is Q.F32
+    with pytest.raises(InputError) as caught:
+        mix_types(GLM_3_LAYERS, "q8_0", [("attn_k_b", Q.Q4_K)])
+    assert str(caught.value) == (
+        "tensor blk.0.attn_k_b.weight has rows of 192, expected a multiple of 256 for Q4_K; choose another type for it"
+    )
