@@ -1,0 +1,126 @@
+#version 450
+// Fused absorbed attention over the latent cache, one token or a causal chunk of them.
+// A workgroup is one subgroup: HEADS query heads of one token over one of SPLITS ranges of the cache. A cache row, spread over
+// the lanes as packed halves, serves all of them, and its first LATENT entries serve again as the value.
+// Online softmax over tiles of TILE rows (Milakov and Gimelshein 2018; Dao et al. 2022).
+// REDUNDANT_V: values come from their own buffer instead.
+#extension GL_GOOGLE_include_directive : require
+#extension GL_KHR_shader_subgroup_basic : require
+#extension GL_EXT_control_flow_attributes : require
+#extension GL_KHR_shader_subgroup_arithmetic : require
+#extension GL_KHR_shader_subgroup_shuffle : require
+
+layout(local_size_x_id = 0) in;
+layout(constant_id = 1) const uint LATENT = 512;
+layout(constant_id = 2) const uint ROPE = 64;
+layout(constant_id = 3) const uint HEADS = 4;
+layout(constant_id = 4) const uint TILE = 8;          // at most the subgroup's size
+layout(constant_id = 5) const uint SPLITS = 1;
+layout(constant_id = 6) const uint LATENT_WORDS = 32; // ceil(LATENT / 2 / subgroup size)
+layout(constant_id = 7) const uint ROPE_WORDS = 4;    // ceil(ROPE / 2 / subgroup size)
+
+layout(binding = 0) readonly buffer Query { vec2 q[]; };   // [token][head][LATENT + ROPE]
+layout(binding = 1) readonly buffer Cache { uint cache[]; }; // [position][(LATENT + ROPE) / 2] packed halves
+layout(binding = 2) writeonly buffer Output { vec2 outp[]; }; // [token][head][split][LATENT]
+layout(binding = 3) writeonly buffer Stats { vec2 stats[]; }; // [token][head][split]: running maximum, sum
+#define PARAMS_BINDING 4
+#include "params.glsl"
+#ifdef REDUNDANT_V
+layout(binding = 5) readonly buffer ValueCache { uint values[]; }; // [position][LATENT / 2]
+#endif
+
+layout(push_constant) uniform Push {
+    uint heads; // of the model
+    float scale;
+};
+
+const uint WORDS = LATENT_WORDS + ROPE_WORDS;
+const uint ROW = (LATENT + ROPE) / 2;
+const float LOWEST = -1e30, HIDDEN = -3e38; // before the first row; of a lane without a row
+
+// Word of a cache row that the lane's i-th register holds, and whether there is one.
+uint row_word(uint i) {
+    uint lane = gl_SubgroupInvocationID;
+    return i < LATENT_WORDS ? lane + i * gl_SubgroupSize : LATENT / 2u + lane + (i - LATENT_WORDS) * gl_SubgroupSize;
+}
+bool held(uint i) {
+    uint words = (i < LATENT_WORDS ? LATENT : ROPE) / 2u;
+    return words % gl_WorkGroupSize.x == 0u || row_word(i) < (i < LATENT_WORDS ? LATENT / 2u : ROW);
+}
+
+void main() {
+    uint split = gl_WorkGroupID.x, group = gl_WorkGroupID.y, token = gl_WorkGroupID.z;
+    if (token >= n_tokens) return;
+    uint visible = n_past + token + 1u;
+    uint share = ((visible + SPLITS * TILE - 1u) / (SPLITS * TILE)) * TILE;
+    uint begin = split * share, end = min(begin + share, visible);
+    uint first_head = token * heads + group * HEADS;
+
+    vec2 query[HEADS * WORDS], acc[HEADS * LATENT_WORDS];
+    float top[HEADS], sum[HEADS];
+    [[unroll]] for (uint h = 0u; h < HEADS; h++) {
+        [[dont_unroll]] for (uint i = 0u; i < WORDS; i++)
+            query[h * WORDS + i] = held(i) ? scale * q[(first_head + h) * ROW + row_word(i)] : vec2(0.0);
+        [[dont_unroll]] for (uint i = 0u; i < LATENT_WORDS; i++) acc[h * LATENT_WORDS + i] = vec2(0.0);
+        top[h] = LOWEST;
+        sum[h] = 0.0;
+    }
+
+    for (uint j = begin; j < end; j += TILE) {
+        // Lane k keeps the scores of the tile's row k, so that one exp serves the whole tile. The row loops stay loops:
+        // unrolled, the accumulators' code takes a CPU driver's compiler tens of seconds.
+        uint rows = min(TILE, end - j);
+        float score[HEADS];
+        [[unroll]] for (uint h = 0u; h < HEADS; h++) score[h] = HIDDEN;
+        [[dont_unroll]] for (uint k = 0u; k < rows; k++) {
+            uint base = (j + k) * ROW;
+            float partial[HEADS];
+            [[unroll]] for (uint h = 0u; h < HEADS; h++) partial[h] = 0.0;
+            [[unroll]] for (uint i = 0u; i < WORDS; i++) {
+                vec2 v = unpackHalf2x16(cache[base + (held(i) ? row_word(i) : 0u)]);
+                [[unroll]] for (uint h = 0u; h < HEADS; h++) {
+                    partial[h] += query[h * WORDS + i].x * v.x;
+                    partial[h] += query[h * WORDS + i].y * v.y;
+                }
+            }
+            [[unroll]] for (uint h = 0u; h < HEADS; h++) {
+                float s = subgroupAdd(partial[h]);
+                if (gl_SubgroupInvocationID == k) score[h] = s;
+            }
+        }
+        [[unroll]] for (uint h = 0u; h < HEADS; h++) {
+            float highest = max(top[h], subgroupMax(score[h]));
+            float shrink = exp(top[h] - highest);
+            top[h] = highest;
+            score[h] = exp(score[h] - highest);
+            sum[h] = sum[h] * shrink + subgroupAdd(score[h]);
+            [[unroll]] for (uint i = 0u; i < LATENT_WORDS; i++) acc[h * LATENT_WORDS + i] *= shrink;
+        }
+        [[dont_unroll]] for (uint k = 0u; k < rows; k++) {
+#ifdef REDUNDANT_V
+            uint base = (j + k) * (LATENT / 2u);
+#else
+            uint base = (j + k) * ROW;
+#endif
+            float p[HEADS];
+            [[unroll]] for (uint h = 0u; h < HEADS; h++) p[h] = subgroupShuffle(score[h], k);
+            [[unroll]] for (uint i = 0u; i < LATENT_WORDS; i++) {
+                uint at = base + (held(i) ? row_word(i) : 0u);
+#ifdef REDUNDANT_V
+                vec2 v = unpackHalf2x16(values[at]);
+#else
+                vec2 v = unpackHalf2x16(cache[at]);
+#endif
+                [[unroll]] for (uint h = 0u; h < HEADS; h++) acc[h * LATENT_WORDS + i] += p[h] * v;
+            }
+        }
+    }
+
+    [[unroll]] for (uint h = 0u; h < HEADS; h++) {
+        uint slot = (first_head + h) * SPLITS + split;
+        float norm = SPLITS == 1u ? 1.0 / sum[h] : 1.0;
+        [[dont_unroll]] for (uint i = 0u; i < LATENT_WORDS; i++)
+            if (held(i)) outp[slot * (LATENT / 2u) + row_word(i)] = acc[h * LATENT_WORDS + i] * norm;
+        if (SPLITS > 1u && gl_SubgroupInvocationID == 0u) stats[slot] = vec2(top[h], sum[h]);
+    }
+}

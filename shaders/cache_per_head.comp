@@ -1,0 +1,46 @@
+#version 450
+// MHA fallback: stores a chunk's K [head][position][nope + rope] and transposed V [head][v][position], as packed halves. Every head
+// gets its own copy of the rotated key part, as a runtime without MLA keeps it.
+// Two positions share a word of the transposed V; one invocation handles all of a chunk's tokens of its (head, v), so no write is lost.
+#extension GL_GOOGLE_include_directive : require
+#extension GL_KHR_shader_subgroup_basic : require
+
+layout(local_size_x_id = 0) in;
+layout(binding = 0) readonly buffer KeyNope { vec2 k_nope[]; };   // [token][head][nope]
+layout(binding = 1) readonly buffer Latent { vec2 latent_rope[]; }; // [token][latent + rope]
+layout(binding = 2) readonly buffer Value { float v_new[]; };     // [token][head][v]
+#define PARAMS_BINDING 3
+#include "params.glsl"
+layout(binding = 4) writeonly buffer KeyCache { uint k_cache[]; };
+layout(binding = 5) buffer ValueCache { uint v_cache[]; };
+
+layout(push_constant) uniform Push {
+    uint head_first; // of the heads whose caches these buffers hold
+    uint heads;      // of the model
+    uint nope;
+    uint rope;
+    uint v_dim;
+    uint latent;
+    uint n_ctx; // positions that the caches hold, even
+};
+
+void main() {
+    uint here = gl_WorkGroupID.x, head = head_first + here;
+    uint key_pairs = (nope + rope) / 2u, nope_pairs = nope / 2u, rope_pairs = rope / 2u, latent_pairs = latent / 2u;
+    for (uint token = 0u; token < n_tokens; token++) {
+        uint row = (here * n_ctx + n_past + token) * key_pairs;
+        for (uint i = gl_SubgroupInvocationID; i < key_pairs; i += gl_SubgroupSize) {
+            vec2 k = i < nope_pairs ? k_nope[(token * heads + head) * nope_pairs + i]
+                                    : latent_rope[token * (latent_pairs + rope_pairs) + latent_pairs + i - nope_pairs];
+            k_cache[row + i] = packHalf2x16(k);
+        }
+    }
+    for (uint d = gl_SubgroupInvocationID; d < v_dim; d += gl_SubgroupSize) {
+        uint row = (here * v_dim + d) * (n_ctx / 2u);
+        for (uint token = 0u; token < n_tokens; token++) {
+            uint position = n_past + token, at = row + position / 2u;
+            uint bits = packHalf2x16(vec2(v_new[(token * heads + head) * v_dim + d], 0.0));
+            v_cache[at] = (position & 1u) == 0u ? (v_cache[at] & 0xFFFF0000u) | bits : (v_cache[at] & 0x0000FFFFu) | bits << 16;
+        }
+    }
+}

@@ -1,0 +1,12 @@
+// F32: 32 words a unit, columns in order.
+uint column_a(uint u) { return u * 32u; }
+uint column_b(uint u) { return u * 32u + 16u; }
+Unit load_unit(uint g) {
+    Unit r;
+    [[unroll]] for (uint i = 0u; i < 8u; i++) {
+        uint at = g * 32u + i * 4u;
+        r.q[i] = uintBitsToFloat(uvec4(word(at), word(at + 1u), word(at + 2u), word(at + 3u)));
+    }
+    r.da = 1.0; r.ma = 0.0; r.db = 1.0; r.mb = 0.0;
+    return r;
+}

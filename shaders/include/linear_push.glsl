@@ -1,0 +1,15 @@
+// Push constants shared by the matrix-vector and matrix-matrix kernels. Offsets and strides in elements.
+layout(push_constant) uniform Push {
+    uint rows;         // output rows of one matrix
+    uint units;        // units of 32 columns in a row
+    uint scale_base;   // word where a format's separate scales begin
+    uint matrix_first; // matrices [matrix_first, matrix_end) of the tensor lie in this buffer
+    uint matrix_end;
+    uint x_offset;     // of the first input vector
+    uint x_batch;      // between the inputs of two batch entries; 0 when they share one
+    uint x_token;      // between the inputs of two tokens
+    uint y_offset;
+    uint y_batch;
+    uint y_token;
+    uint accumulate;   // 1: add to what is there (the residual stream)
+};

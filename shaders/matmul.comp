@@ -1,0 +1,99 @@
+#version 450
+// Matrix-matrix product of dequantised rows with a chunk of tokens: y[t] = W x[t].
+// One subgroup makes a tile of ROWS * subgroup-size rows by TOKENS tokens: a lane dequantises a unit of its own rows once for
+// all tokens; the tokens' 32 inputs are loaded once by the subgroup, a vec4 a lane, and broadcast.
+// ROUTED: batch entry e is an expert; its tile's tokens come from the list that group_by_expert made.
+#extension GL_GOOGLE_include_directive : require
+#extension GL_KHR_shader_subgroup_basic : require
+#extension GL_EXT_control_flow_attributes : require
+#extension GL_KHR_shader_subgroup_ballot : require
+
+layout(local_size_x_id = 0) in;
+layout(constant_id = 1) const uint ROWS = 2;
+layout(constant_id = 2) const uint TOKENS = 8;
+
+layout(binding = 0) readonly buffer Weights { uint weights[]; };
+layout(binding = 1) readonly buffer Input { vec4 x[]; };
+layout(binding = 2) buffer Output { float y[]; };
+#define PARAMS_BINDING 3
+#include "params.glsl"
+#ifdef ROUTED
+layout(binding = 4) readonly buffer Counts { uint pair_count[]; };
+layout(binding = 5) readonly buffer Pairs { uint pair_of[]; }; // [expert][capacity]: token * experts_used + slot
+layout(constant_id = 3) const uint CAPACITY = 1;               // tokens of a chunk, the longest list
+layout(constant_id = 4) const uint X_DIVISOR = 1;              // pairs that share one input vector
+#endif
+
+#include "linear_push.glsl"
+#include "linear_extent.glsl"
+
+uint word(uint i) { return weights[i]; }
+#include "unit.glsl"
+#include "formats.glsl"
+
+// Four columns of the unit for one token; a macro because a broadcast's source lane must be a constant in SPIR-V 1.3.
+#define STEP(i) { \
+    vec4 xs = subgroupBroadcast(mine, i); \
+    [[unroll]] for (uint r = 0u; r < ROWS; r++) { \
+        vec4 p = w[r * 8u + i] * xs; \
+        acc[r * TOKENS + t] += (p.x + p.y) + (p.z + p.w); \
+    } \
+}
+
+void main() {
+    uint matrix = gl_WorkGroupID.z;
+    uint first_token = gl_WorkGroupID.y * TOKENS;
+#ifdef ROUTED
+    uint count = pair_count[matrix];
+#else
+    uint count = n_tokens;
+#endif
+    uint first = gl_WorkGroupID.x * ROWS * gl_SubgroupSize;
+    if (first >= live_rows() || first_token >= count || matrix < matrix_first || matrix >= matrix_end) return;
+    uint lane = gl_SubgroupInvocationID;
+    uint last = live_rows() - 1u, end = live_units();
+
+    uint row_unit[ROWS];
+    [[unroll]] for (uint r = 0u; r < ROWS; r++)
+        row_unit[r] = ((matrix - matrix_first) * rows + min(first + r * gl_SubgroupSize + lane, last)) * units;
+    uint x_base[TOKENS], y_base[TOKENS];
+    [[unroll]] for (uint t = 0u; t < TOKENS; t++) {
+        uint token = min(first_token + t, count - 1u);
+#ifdef ROUTED
+        uint pair = pair_of[matrix * CAPACITY + token];
+        x_base[t] = (x_offset + pair / X_DIVISOR * x_token) >> 2;
+        y_base[t] = y_offset + pair * y_token;
+#else
+        x_base[t] = (x_offset + matrix * x_batch + token * x_token) >> 2;
+        y_base[t] = y_offset + matrix * y_batch + token * y_token;
+#endif
+    }
+
+    float acc[ROWS * TOKENS];
+    [[unroll]] for (uint i = 0u; i < ROWS * TOKENS; i++) acc[i] = 0.0;
+    uint part = lane & 7u;
+    for (uint u = 0u; u < end; u++) {
+        vec4 w[ROWS * 8u];
+        [[unroll]] for (uint r = 0u; r < ROWS; r++) {
+            Unit unit = load_unit(row_unit[r] + u);
+            [[unroll]] for (uint i = 0u; i < 4u; i++) {
+                w[r * 8u + i] = unit.da * unit.q[i] - unit.ma;
+                w[r * 8u + 4u + i] = unit.db * unit.q[4u + i] - unit.mb;
+            }
+        }
+        uint column = (part < 4u ? column_a(u) : column_b(u)) / 4u + (part & 3u);
+        [[unroll]] for (uint t = 0u; t < TOKENS; t++) {
+            vec4 mine = x[x_base[t] + column];
+            STEP(0) STEP(1) STEP(2) STEP(3) STEP(4) STEP(5) STEP(6) STEP(7)
+        }
+    }
+    [[unroll]] for (uint r = 0u; r < ROWS; r++) {
+        uint row = first + r * gl_SubgroupSize + lane;
+        [[unroll]] for (uint t = 0u; t < TOKENS; t++) {
+            if (row <= last && first_token + t < count) {
+                uint at = y_base[t] + row;
+                y[at] = accumulate != 0u ? y[at] + acc[r * TOKENS + t] : acc[r * TOKENS + t];
+            }
+        }
+    }
+}

@@ -1,0 +1,74 @@
+#version 450
+// Matrix-vector product of dequantised rows: y = W x, for one expert or head per batch entry.
+// One subgroup handles ROWS rows; a lane takes every subgroup-size-th unit of 32 columns and uses the x it
+// loaded for all rows.
+#extension GL_GOOGLE_include_directive : require
+#extension GL_KHR_shader_subgroup_basic : require
+#extension GL_EXT_control_flow_attributes : require
+#extension GL_KHR_shader_subgroup_arithmetic : require
+#extension GL_KHR_shader_subgroup_quad : require
+#define LANES_ALONG_ROW
+
+layout(local_size_x_id = 0) in;
+layout(constant_id = 1) const uint ROWS = 8;
+
+layout(binding = 0) readonly buffer Weights { uint weights[]; };
+layout(binding = 1) readonly buffer Input { vec4 x[]; };
+layout(binding = 2) buffer Output { float y[]; };
+#ifdef ROUTED
+layout(binding = 3) readonly buffer Experts { uint expert_of[]; };
+#endif
+#if defined(ROWS_FROM_CACHE) || defined(UNITS_FROM_CACHE)
+#define PARAMS_BINDING 3
+#include "params.glsl"
+#endif
+
+#include "linear_push.glsl"
+#include "linear_extent.glsl"
+
+uint word(uint i) { return weights[i]; }
+#include "unit.glsl"
+#include "formats.glsl"
+
+void main() {
+    uint tile = gl_WorkGroupID.x + gl_WorkGroupID.z * gl_NumWorkGroups.x;
+    uint batch = gl_WorkGroupID.y;
+#ifdef ROUTED
+    uint matrix = expert_of[batch];
+#else
+    uint matrix = batch;
+#endif
+    uint first = tile * ROWS;
+    if (first >= live_rows() || matrix < matrix_first || matrix >= matrix_end) return;
+    uint lane = gl_SubgroupInvocationID;
+    uint row_base = (matrix - matrix_first) * rows;
+    uint x_base = (x_offset + batch * x_batch) >> 2;
+
+    float acc[ROWS];
+    [[unroll]] for (uint r = 0u; r < ROWS; r++) acc[r] = 0.0;
+    uint last = live_rows() - 1u, end = live_units();
+    for (uint u = lane; u < end; u += gl_SubgroupSize) {
+        uint xa = x_base + (column_a(u) >> 2), xb = x_base + (column_b(u) >> 2);
+        vec4 a[4], b[4];
+        vec4 ones_a = vec4(0.0), ones_b = vec4(0.0);
+        [[unroll]] for (uint i = 0u; i < 4u; i++) {
+            a[i] = x[xa + i]; ones_a += a[i];
+            b[i] = x[xb + i]; ones_b += b[i];
+        }
+        float sum_a = dot(ones_a, vec4(1.0)), sum_b = dot(ones_b, vec4(1.0));
+        [[unroll]] for (uint r = 0u; r < ROWS; r++) {
+            Unit w = load_unit((row_base + min(first + r, last)) * units + u);
+            vec4 pa = w.q[0] * a[0], pb = w.q[4] * b[0];
+            [[unroll]] for (uint i = 1u; i < 4u; i++) { pa += w.q[i] * a[i]; pb += w.q[4u + i] * b[i]; }
+            acc[r] += w.da * dot(pa, vec4(1.0)) - w.ma * sum_a + w.db * dot(pb, vec4(1.0)) - w.mb * sum_b;
+        }
+    }
+    uint y_base = y_offset + batch * y_batch;
+    [[unroll]] for (uint r = 0u; r < ROWS; r++) {
+        float total = subgroupAdd(acc[r]);
+        if (lane == r % gl_SubgroupSize && first + r <= last) {
+            uint at = y_base + first + r;
+            y[at] = accumulate != 0u ? y[at] + total : total;
+        }
+    }
+}
