@@ -4,6 +4,7 @@ download."""
 from __future__ import annotations
 
 import argparse
+import re
 import shutil
 import sys
 import time
@@ -217,6 +218,10 @@ def _parse_override(text: str) -> TypeOverride:
     names = {t.name for t in RANDOM_TYPES}
     if not pattern or kind.upper() not in names:
         raise InputError(f"--type {text!r}: expected PATTERN=TYPE with a type of {_list(sorted(names))}; correct it")
+    try:
+        re.compile(pattern)
+    except re.error:
+        raise InputError(f"--type {text!r}: {pattern!r} is no regular expression; correct it") from None
     return pattern, GGMLQuantizationType[kind.upper()]
 
 
