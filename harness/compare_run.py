@@ -21,6 +21,7 @@ from vkbackend.errors import DeviceError, InputError
 
 if TYPE_CHECKING:
     from harness.compare import Job
+    from model.tokenizer import Tokenizer
     from vkbackend.device import DeviceInfo
 
 # Of what the host has free, this much is left to everything else that runs there.
@@ -40,10 +41,11 @@ class Measured:
 
 @dataclass(frozen=True)
 class Prompt:
-    """One context's tokens (int32 [context]) and, when the model can do the recall task, where to score them."""
+    """One context's tokens (int32 [context]) and where to score them, or why they cannot be scored."""
 
     tokens: np.ndarray
     document: Document | None
+    unscored: str = ""
 
 
 @dataclass(frozen=True)
@@ -59,53 +61,52 @@ class Bench:
 
 def measure_model(job: "Job", args: argparse.Namespace) -> Measured:
     """Run the job's model. Raises InputError or DeviceError for a file or device that cannot run it at all."""
-    from model.engine import Model, Session
+    from harness import metadata
+    from harness.running import load_model, open_file, open_session
+
+    gguf, config = open_file(args)
+    free = psutil.virtual_memory().available  # before the weights take their share of it
+    model = load_model(args, gguf)
     from vkbackend.peaks import measure_peaks
 
-    from harness import metadata
-    from model.gguf_file import GGUFFile
-    from vkbackend.device import open_device
-
-    assert job.model is not None
-    gguf = GGUFFile.open(job.model)
-    config = ModelConfig.from_gguf(gguf)
-    device = open_device(args.device)
-    budget = device_budget(device.info) if args.memory is None else args.memory
+    device = model.device
+    budget = device_budget(device.info, free) if args.memory is None else args.memory
     found = measure_peaks(device)
     peaks = Peaks(found.bandwidth_bytes_per_s, found.flops_per_s, "read and multiply-add kernels on this device")
-    model = Model.load(gguf, device)
     weights = Weights(model.weight_bytes, model.active_weight_bytes, "the file's own tensors")
     bench = Bench(config, weights, peaks, budget, Plan(args.decode, args.repeats))
     prompts = {c: make_prompt(model, config, c, args.seed, args.questions) for c in job.contexts}
-
-    def open_session(path: Path, n_ctx: int) -> SessionLike:
-        return Session(model, path, n_ctx, args.chunk)
-
-    rows = measure_rows(bench, job.paths, prompts, open_session)
+    rows = measure_rows(bench, job.paths, prompts, lambda path, n_ctx: open_session(model, path, n_ctx, args.chunk))
     lines = tuple(line_of(config, path, [row for row in rows if row.path == path.name], peaks) for path in job.paths)
     table = Table("measured", config.name, device.info.name, weights, peaks, tuple(rows), lines)
-    return Measured(table, config, device.info.as_dict(), metadata.model_file(job.model), found.samples)
+    return Measured(table, config, device.info.as_dict(), metadata.model_file(gguf.path), found.samples)
 
 
-def device_budget(info: "DeviceInfo") -> int:
-    """Bytes that this process may fill: the device's heaps, and where they are the host's memory no more than is
-    free."""
-    if not info.unified:
-        return info.memory
-    return min(info.memory, int(psutil.virtual_memory().available * _HOST_SHARE))
+def device_budget(info: "DeviceInfo", host_free: int) -> int:
+    """Bytes this process may fill: the device's heaps, and where they are the host's memory no more than is free."""
+    return min(info.memory, int(host_free * _HOST_SHARE)) if info.unified else info.memory
 
 
 def make_prompt(model: Any, config: ModelConfig, context: int, seed: int, questions: int) -> Prompt:
-    """The scored document of `context` tokens; for a model whose tokenizer cannot hold the task (a synthetic one has no
-    tokenizer), drawn token ids without a score."""
+    """The scored document of `context` tokens; drawn token ids where the model's tokenizer cannot hold the task."""
     from model.tasks import build_document
 
     try:
-        document = build_document(model.tokenizer, context, seed, questions)
-    except InputError:
+        document = build_document(_PlainTokenizer(model.tokenizer), context, seed, questions)
+    except InputError as error:
         rng = np.random.default_rng(seed)
-        return Prompt(rng.integers(config.n_vocab, size=context, dtype=np.int32), None)
+        return Prompt(rng.integers(config.n_vocab, size=context, dtype=np.int32), None, str(error))
     return Prompt(document.tokens, document)
+
+
+class _PlainTokenizer:
+    """A tokenizer that adds nothing of its own, as the task wants: its documents begin as it says."""
+
+    def __init__(self, tokenizer: "Tokenizer") -> None:
+        self._tokenizer = tokenizer
+
+    def encode(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text, add_bos=False)
 
 
 def measure_rows(
@@ -153,6 +154,7 @@ def measure_row(bench: Bench, path: Path, prompt: Prompt, open_session: OpenSess
             prompt_scored=times.scored,
             first_token_seconds=times.first_token_seconds,
             score=times.score,
+            unscored=prompt.unscored,
             decode_bound=decode_bound(bench.config, bench.weights.active_bytes, path, context, bench.peaks),
             prompt_bound=prompt_bound(bench.config, bench.weights, path, context, session.chunk, bench.peaks),
             needed_bytes=needed,

@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--chat", action="store_true", help="put the text into the model's chat template as a user's message")
     add("--temp", type=float, default=0.0, metavar="T", help="0 (default): always the likeliest token, repeatable")
     add("--top-k", type=options.non_negative_int, default=0, metavar="K", help="keep the K likeliest (default 0: all)")
-    add("--top-p", type=float, default=1.0, metavar="P", help="keep the likeliest that reach P together (default 1: all)")
+    add("--top-p", type=float, default=1.0, metavar="P", help="keep the best that reach P together (default 1: all)")
     add("--min-p", type=float, default=0.0, metavar="P", help="keep those with P of the best's probability (default 0)")
     add("--seed", type=options.non_negative_int, metavar="N", help="repeat a sampled text (default: a fresh one)")
     options.add_path(parser)
@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from harness.running import load_model, open_file, warn_beyond_training
+    from harness.running import load_model, open_file, open_session, warn_beyond_training
     from model.layout import get_path
     from model.sampling import Sampler, SamplingParams
     from model.tokenizer import Tokenizer
@@ -45,11 +45,7 @@ def run(args: argparse.Namespace) -> int:
     prompt = prompt_tokens(tokenizer, args)
     n_ctx = len(prompt) + args.tokens
     warn_beyond_training(config, n_ctx)
-    model = load_model(args, gguf)
-
-    from model.engine import Session
-
-    session = Session(model, path, n_ctx, args.chunk)
+    session = open_session(load_model(args, gguf), path, n_ctx, args.chunk)
     try:
         sampler = None if params.temperature == 0 else Sampler(params)
         decoder = tokenizer.stream()

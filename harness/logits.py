@@ -1,4 +1,4 @@
-"""`latentvk logits`: the logits of every position of given tokens, in a file: how outsiders check this implementation."""
+"""`latentvk logits`: the logits of every position of given tokens, in a file: how outsiders check us."""
 
 import argparse
 import re
@@ -25,14 +25,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     tokens.add_argument("--tokens-file", type=Path, metavar="FILE", help="token ids with commas, spaces or line breaks")
     options.add_path(parser)
     options.add_chunk(parser)
-    add("-o", "--output", type=Path, required=True, metavar="FILE", help="gets 'tokens' [T] and 'logits' [T, vocabulary]")
+    add("-o", "--output", type=Path, required=True, metavar="FILE", help="gets 'tokens' [T] and 'logits' [T, V]")
 
 
 def run(args: argparse.Namespace) -> int:
     import numpy as np
 
     from harness.atomic import replacing
-    from harness.running import load_model, open_file, warn_beyond_training
+    from harness.running import load_model, open_file, open_session, warn_beyond_training
     from harness.units import bytes_text
     from model.layout import get_path
 
@@ -42,11 +42,7 @@ def run(args: argparse.Namespace) -> int:
     warn_beyond_training(config, len(tokens))
     # The output file is opened before the work: a place that cannot be written is found out now.
     with replacing(args.output) as stream:
-        model = load_model(args, gguf)
-
-        from model.engine import Session
-
-        session = Session(model, path, len(tokens), args.chunk)
+        session = open_session(load_model(args, gguf), path, len(tokens), args.chunk)
         try:
             logits = np.empty((len(tokens), config.n_vocab), np.float32)
             piece = session.chunk * max(1, _PIECE_BYTES // (4 * config.n_vocab * session.chunk))

@@ -141,7 +141,8 @@ def _scored_pass(
     for start in range(0, total, piece):
         part = tokens[start : start + piece].tolist()
         if document is None:
-            logits = session.prompt(part, "last" if start + piece >= total else "none")
+            want: Want = "last" if start + piece >= total else "none"
+            logits = session.prompt(part, want)
             last = last if logits is None else logits
         else:
             logits = _present(session.prompt(part, "all"))

@@ -17,6 +17,7 @@ from harness.roofline import Peaks
 from harness.stats import Ratio
 from harness.units import bytes_text, rate_text, seconds_text, significant
 
+LINES_TITLE = "Seconds per decoded token as a straight line in context (B/token: its slope times the bandwidth):"
 WIDE = 112  # columns that the one-piece table needs; narrower terminals get it in two pieces
 NONE = "n/a"
 _TIMES = f"x {BASE_PATH}"
@@ -102,9 +103,9 @@ def lines(table: Table) -> Grid:
     """Each path's seconds per token as a line in context, and what governs it."""
     rows = []
     for entry in table.lines:
-        base = per_token = NONE
+        base = slope = per_token = NONE
         if entry.line is not None:
-            base = f"{seconds_text(entry.line.intercept)} + {seconds_text(entry.line.slope)} x context"
+            base, slope = seconds_text(entry.line.intercept), seconds_text(entry.line.slope)
         if entry.bytes_per_token is not None:
             error = f" ± {entry.bytes_per_token_error:,.0f}" if entry.bytes_per_token_error is not None else ""
             per_token = f"{entry.bytes_per_token:,.0f}" + (error if table.kind == "measured" else "")
@@ -112,14 +113,15 @@ def lines(table: Table) -> Grid:
             (
                 entry.path,
                 base,
+                slope,
                 per_token,
                 f"{entry.bytes_per_token_formula:,}",
                 significant(entry.flops_per_cache_byte),
                 entry.governs or NONE,
             )
         )
-    columns = ("path", "seconds per token", "slope, bytes/token", "cache, bytes/token", "FLOP/cache byte", "bound by")
-    return Grid(columns, tuple(rows), labels=2)
+    columns = ("path", "at context 0", "slope", "slope B/token", "cache B/token", "FLOP/cache B", "bound by")
+    return Grid(columns, tuple(rows), labels=1)
 
 
 def notes(table: Table) -> list[str]:
@@ -128,8 +130,8 @@ def notes(table: Table) -> list[str]:
     if table.peaks is not None:
         found.append(_peaks_note(table.kind, table.peaks))
     found.append(
-        f"Weights: {bytes_text(table.weights.total_bytes)}, of which a decoded token reads "
-        f"{bytes_text(table.weights.active_bytes)} ({table.weights.source})."
+        f"Weights: {table.weights.total_bytes / 1e9:.3g} GB, of which a decoded token reads "
+        f"{table.weights.active_bytes / 1e9:.3g} GB ({table.weights.source})."
     )
     found += [_blow_up(table)] if len({row.path for row in table.rows}) > 1 else []
     found += [
@@ -139,6 +141,7 @@ def notes(table: Table) -> list[str]:
         if not row.ran
     ]
     found += _reached(table)
+    found += [f"No scores: {why}." for why in dict.fromkeys(row.unscored for row in table.rows if row.unscored)]
     if any(row.prompt_scored for row in table.rows):
         scored = sorted({row.context for row in table.rows if row.prompt_scored})
         found.append(
@@ -201,8 +204,9 @@ def _rich(table: Table, width: int) -> RenderableType:
     quality = (_QUALITY,) if table.kind == "measured" else ()
     pieces = [(_MEMORY, _SPEED, *quality)] if width >= WIDE else [(_MEMORY, *quality), (_SPEED,)]
     parts: list[RenderableType] = [Text(heading(table), style="bold"), Text()]
-    for grid in (*(comparison(table, piece) for piece in pieces), lines(table)):
-        parts += [_rich_grid(grid), Text()]
+    for piece in pieces:
+        parts += [_rich_grid(comparison(table, piece)), Text()]
+    parts += [Text(LINES_TITLE), Text(), _rich_grid(lines(table)), Text()]
     parts += [Text(note, style="dim") for note in notes(table)]
     return Group(*parts, Text())
 
@@ -226,7 +230,7 @@ def markdown(record: Record, json_name: str) -> str:
         quality = (_QUALITY,) if table.kind == "measured" else ()
         parts.append(f"## {heading(table)[0].upper()}{heading(table)[1:]}")
         parts.append(_markdown_grid(comparison(table, (_MEMORY, _SPEED, *quality))))
-        parts.append("Seconds per token as a straight line in context:")
+        parts.append(LINES_TITLE)
         parts.append(_markdown_grid(lines(table)))
         parts.append("\n".join(f"- {note}" for note in notes(table)))
     return "\n\n".join(parts) + "\n"

@@ -52,6 +52,7 @@ class Row:
     prompt_scored: bool = False
     first_token_seconds: tuple[float, ...] = ()
     score: Score | None = None
+    unscored: str = ""
     decode_bound: Bound | None = None
     prompt_bound: Bound | None = None
     not_run: str = ""

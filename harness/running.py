@@ -8,8 +8,9 @@ from harness import options
 
 if TYPE_CHECKING:
     from model.config import ModelConfig
-    from model.engine import Model
+    from model.engine import Model, Session
     from model.gguf_file import GGUFFile
+    from model.layout import Path
 
 
 def open_file(args: argparse.Namespace) -> "tuple[GGUFFile, ModelConfig]":
@@ -24,11 +25,20 @@ def open_file(args: argparse.Namespace) -> "tuple[GGUFFile, ModelConfig]":
 
 
 def load_model(args: argparse.Namespace, gguf: "GGUFFile") -> "Model":
-    """The model on the device that --device names. Raises DeviceError when there is none or it cannot hold the weights."""
-    from model.engine import Model
+    """The model on the device that --device names. Raises DeviceError when there is none or it is too small."""
     from vkbackend.device import open_device
 
-    return Model.load(gguf, open_device(args.device))
+    device = open_device(args.device)  # before the engine's import, which without a Vulkan loader would be a traceback
+    from model.engine import Model
+
+    return Model.load(gguf, device)
+
+
+def open_session(model: "Model", path: "Path", n_ctx: int, chunk: int | None) -> "Session":
+    """A session for `n_ctx` tokens along `path`. Raises DeviceError when its buffers do not fit the device."""
+    from model.engine import Session
+
+    return Session(model, path, n_ctx, chunk)
 
 
 def warn_beyond_training(config: "ModelConfig", n_ctx: int) -> None:

@@ -18,8 +18,10 @@ def rate_text(value: float) -> str:
 
 
 def seconds_text(value: float) -> str:
-    """'45.6 \u00b5s', '12.3 ms', '4.56 s' or '46.1 min'; negative values (a fitted line's start) keep their sign."""
+    """From '789 ns' over '12.3 ms' to '46.1 min'; negative values (a fitted line's start) keep their sign."""
     size = abs(value)
+    if size < 1e-6:
+        return f"{significant(1e9 * value)} ns"
     if size < 1e-3:
         return f"{significant(1e6 * value)} \u00b5s"
     if size < 1:

@@ -1,0 +1,158 @@
+"""The performance model: the published rooflines and the arithmetic behind them, by value."""
+
+import pytest
+
+from harness.chips import CHIPS, GIB, get_chip
+from harness.predict import predict
+from harness.results import governing
+from harness.roofline import (
+    Bound,
+    Peaks,
+    Weights,
+    attention_flops_per_row,
+    chip_peaks,
+    decode_bound,
+    estimated_weights,
+    fit_line,
+    flops_per_cache_byte,
+    prompt_bound,
+)
+from model.config import get_preset
+from model.layout import PATHS
+from vkbackend.errors import InputError
+
+GLM = get_preset("glm-4.7-flash")
+WEIGHTS = estimated_weights(GLM)
+CHIP = get_chip("780m")
+K = 1024
+
+
+def test_active_weights_of_the_preset_are_the_published_2_17_gb() -> None:
+    assert WEIGHTS.active_bytes == pytest.approx(2.17e9, rel=1e-3)
+    assert WEIGHTS.total_bytes == pytest.approx(18.2e9, rel=5e-3)
+
+
+@pytest.mark.parametrize(
+    ("path", "context", "published"),
+    [
+        ("mha", 4 * K, 13.1),
+        ("mha", 16 * K, 4.46),
+        ("mha", 32 * K, 2.37),
+        ("mha", 64 * K, 1.23),
+        ("mla", 4 * K, 33),
+        ("mla", 16 * K, 26),
+        ("mla", 32 * K, 20),
+        ("mla", 64 * K, 14),
+        ("mla", 128 * K, 8.6),
+    ],
+)
+def test_the_780m_predictions_round_to_the_published_rooflines(path: str, context: int, published: float) -> None:
+    table = predict(GLM, WEIGHTS, CHIP, [context], [PATHS[path]])
+    rate = table.rows[0].decode_rate
+    digits = len(str(published).partition(".")[2])
+    assert rate is not None
+    assert round(rate, digits) == published
+
+
+def test_mha_at_128k_does_not_fit_96_gib_because_of_the_cache_alone() -> None:
+    table = predict(GLM, WEIGHTS, CHIP, [128 * K], list(PATHS.values()))
+    by_path = {row.path: row for row in table.rows}
+    assert by_path["mha"].not_run == "does not fit"
+    assert by_path["mha"].cache_bytes_formula == 117.5 * GIB
+    assert by_path["mha"].decode_seconds == ()
+    assert by_path["mla"].ran
+    assert by_path["mla"].cache_bytes_formula / GIB == pytest.approx(6.6, abs=0.05)
+
+
+def test_memory_overrides_what_the_chip_has() -> None:
+    bigger = predict(GLM, WEIGHTS, CHIP, [128 * K], [PATHS["mha"]], memory=160 * GIB)
+    assert bigger.rows[0].ran
+    smaller = predict(GLM, WEIGHTS, CHIP, [4 * K], [PATHS["mla"]], memory=GIB)
+    assert smaller.rows[0].needed_bytes == WEIGHTS.total_bytes + 4 * K * 54_144
+
+
+def test_predicted_lines_give_back_the_cache_bytes_of_each_layout() -> None:
+    table = predict(GLM, WEIGHTS, CHIP, [4 * K, 16 * K, 64 * K], list(PATHS.values()))
+    found = {line.path: line.bytes_per_token for line in table.lines}
+    assert found == {
+        "mla": pytest.approx(54_144),
+        "mla-v": pytest.approx(102_272),
+        "mha": pytest.approx(962_560),
+    }
+    assert {line.governs for line in table.lines} == {"memory"}
+
+
+def test_a_runtime_is_recognised_as_mha_from_four_reported_timings() -> None:
+    """The report that started the project: 7.3, 2.1, 1.1 and 0.6 tok/s on 0.48 of 80 GB/s."""
+    line = fit_line([4 * K, 16 * K, 32 * K, 64 * K], [1 / 7.3, 1 / 2.1, 1 / 1.1, 1 / 0.6])
+    assert line is not None
+    # The share 0.48 is published with two digits, so the product is known to 0.005 / 0.48.
+    assert line.bytes_per_token(0.48 * CHIP.bandwidth) == pytest.approx(956_050, rel=0.005 / 0.48)
+
+
+def test_line_through_exact_points_and_its_error() -> None:
+    line = fit_line([0, 10, 20], [1.0, 3.0, 5.0])
+    assert line is not None
+    assert (line.intercept, line.slope) == pytest.approx((1.0, 0.2))
+    assert line.slope_error == pytest.approx(0.0, abs=1e-12)
+    # Residuals of (+1, -2, +1)/3 around slope 1: squares sum to 6/9, one degree of freedom, spread 2.
+    bent = fit_line([0, 1, 2], [0.0, 0.0, 2.0])
+    assert bent is not None
+    assert bent.slope == pytest.approx(1.0)
+    assert bent.slope_error == pytest.approx((6 / 9 / 2) ** 0.5)
+
+
+def test_a_line_needs_two_contexts() -> None:
+    assert fit_line([], []) is None
+    assert fit_line([512, 512], [1.0, 2.0]) is None
+    two = fit_line([0, 100], [1.0, 2.0])
+    assert two is not None
+    assert two.slope_error is None
+
+
+def test_attention_work_per_row_and_per_byte() -> None:
+    # 20 heads, 47 layers; absorbed 576 for scores and 512 for values, per head 256 and 256.
+    assert attention_flops_per_row(GLM, PATHS["mla"]) == 2 * 20 * 1088 * 47
+    assert attention_flops_per_row(GLM, PATHS["mla-v"]) == 2 * 20 * 1088 * 47
+    assert attention_flops_per_row(GLM, PATHS["mha"]) == 2 * 20 * 512 * 47
+    assert flops_per_cache_byte(GLM, PATHS["mla"]) == pytest.approx(20 * 1088 / 576)
+    assert flops_per_cache_byte(GLM, PATHS["mha"]) == 1.0
+
+
+def test_the_governing_bound_turns_where_balance_and_intensity_meet() -> None:
+    """A device of 7 FLOP per byte (a CPU) is bound by arithmetic on the latent, by memory on the fallback's cache."""
+    cpu = Peaks(20e9, 140e9, "test")
+    weights = Weights(10**9, 10**9, "test")
+    assert decode_bound(GLM, weights.active_bytes, PATHS["mla"], 64 * K, cpu).governs == "compute"
+    assert decode_bound(GLM, weights.active_bytes, PATHS["mha"], 64 * K, cpu).governs == "memory"
+    assert decode_bound(GLM, weights.active_bytes, PATHS["mla"], 64 * K, chip_peaks(CHIP)).governs == "memory"
+
+
+def test_governing_names_the_context_where_it_changes() -> None:
+    memory, compute = Bound(0, 0, 2.0, 1.0), Bound(0, 0, 1.0, 2.0)
+    assert governing([(1, memory), (2, memory)]) == "memory"
+    assert governing([(4096, compute), (1, memory), (512, memory)]) == "memory, compute from 4096"
+    assert governing([]) == ""
+
+
+def test_prompt_bound_counts_causal_pairs_and_passes() -> None:
+    peaks = Peaks(1.0, 1.0, "one byte and one operation a second")
+    weights = Weights(1000, 100, "test")
+    bound = prompt_bound(GLM, weights, PATHS["mla"], tokens=5, chunk=2, peaks=peaks)
+    row_bytes, row_flops = 54_144, 2 * 20 * 1088 * 47
+    # Passes end at rows 2, 4 and 5; tokens meet 1 + 2 + 3 + 4 + 5 rows.
+    assert bound.bytes_read == 3 * 1000 + (2 + 4 + 5) * row_bytes
+    active = round(WEIGHTS.active_bytes * 8 / 4.85)
+    assert bound.flops == pytest.approx(5 * 2 * active + 15 * row_flops, rel=1e-8)
+    single = prompt_bound(GLM, weights, PATHS["mla"], tokens=2, chunk=1, peaks=peaks)
+    assert single.bytes_read == 2 * 100 + 3 * row_bytes
+
+
+def test_chips_name_their_sources_and_unknown_ones_are_refused() -> None:
+    assert all(chip.bandwidth_source and chip.flops_source for chip in CHIPS.values())
+    assert get_chip("780M").balance == pytest.approx(103.75)
+    with pytest.raises(InputError) as error:
+        get_chip("790m")
+    assert str(error.value) == (
+        "unknown chip '790m'; expected one of 780m, 680m, 890m, 8060s, 7900xtx; choose one of them"
+    )
