@@ -142,3 +142,10 @@ class Program:
             times.append(LaunchTime(label, waited + float(value)))
             waited = 0.0
         return times
+
+    def free(self) -> None:
+        """Give back the recording; the program may be run again and is then recorded anew."""
+        self._sequence = None
+        if self._fence is not None:
+            self._fence.free()
+            self._fence = None

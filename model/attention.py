@@ -1,0 +1,249 @@
+"""Attention of one layer as launches, for every path: absorbed over the latent cache, or per-head MHA fallback.
+
+Letters: T tokens of the chunk, H heads, R kv_lora, N qk_nope, P qk_rope, V v_head. The mathematics is DeepSeek-V2's
+(2024, section 2.1); model/reference/attention.py has it in NumPy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from model import kernels
+from model.cache import LayerCache
+from model.config import ModelConfig
+from model.linear import View, linear
+from model.scratch import Scratch
+from model.weights import Weight
+from vkbackend.buffer import Buffer
+from vkbackend.device import Device
+from vkbackend.program import Program
+
+# A lane's registers for queries and accumulators, in pairs of f32. A CPU keeps them in its first cache (measured on
+# lavapipe, GLM's widths: 5 heads 18.5 GFLOP/s, 10 heads 20.8, but 20 s of compiling at 20); a GPU has 256 registers a lane.
+_PAIRS_CPU, _PAIRS_GPU = 360, 64
+# Workgroups that fill a device with one token's attention; lavapipe: a few for each core.
+_GROUPS_CPU, _GROUPS_GPU = 16, 256
+_TILE = 8  # cache rows between two softmax updates, at most the smallest subgroup
+
+
+@dataclass(frozen=True)
+class AttentionShape:
+    """How the latent kernel is cut for a device: heads a workgroup, words a lane, splits of the cache for one token."""
+
+    heads: int
+    latent_words: int
+    rope_words: int
+    splits: int
+
+    @classmethod
+    def choose(cls, device: Device, config: ModelConfig) -> AttentionShape:
+        """The most heads that divide the model's and whose registers fit, then enough splits to fill the device."""
+        cpu = device.info.kind == "cpu"
+        latent_words = -(-config.kv_lora // 2 // device.subgroup_size)
+        rope_words = -(-config.qk_rope // 2 // device.subgroup_size)
+        pairs = _PAIRS_CPU if cpu else _PAIRS_GPU
+        fitting = [
+            n
+            for n in range(1, config.n_head + 1)
+            if config.n_head % n == 0 and n * (2 * latent_words + rope_words) <= pairs
+        ]
+        heads = max(fitting, default=1)
+        groups = config.n_head // heads
+        return cls(heads, latent_words, rope_words, max(1, -(-(_GROUPS_CPU if cpu else _GROUPS_GPU) // groups)))
+
+
+@dataclass(frozen=True)
+class AttentionBlock:
+    """Everything one layer's attention touches; ``emit`` appends its launches to a program."""
+
+    config: ModelConfig
+    weights: Mapping[str, Weight]
+    vectors: Mapping[str, Buffer]
+    cache: LayerCache
+    n_ctx: int
+    shape: AttentionShape
+
+    def emit(self, program: Program, scratch: Scratch, tokens: int) -> None:
+        """x += attention(norm(x)) for ``tokens`` (1, or the chunk's capacity)."""
+        self._queries_and_latent(program, scratch, tokens)
+        if self.cache.latent is not None:
+            self._latent(program, scratch, tokens, self.cache.latent)
+        elif self.cache.keys_per_head is not None and self.cache.values_per_head is not None:
+            self._per_head(program, scratch, tokens, self.cache.keys_per_head, self.cache.values_per_head)
+        c = self.config
+        heads = View(scratch["heads"], token=c.n_head * c.v_head)
+        self._linear(program, scratch, tokens, "attn_output", heads, View(scratch["x"], token=c.n_embd), accumulate=True)
+
+    def _linear(
+        self, program: Program, scratch: Scratch, tokens: int, name: str, x: View, y: View, accumulate: bool = False
+    ) -> None:
+        weight = self.weights[name]
+        linear(program, weight, x, y, tokens=tokens, params=scratch["params"], accumulate=accumulate)
+
+    def _norm(self, program: Program, scratch: Scratch, tokens: int, source: str, name: str, target: str, width: int) -> None:
+        emit_norm(program, scratch, tokens, scratch[source], self.vectors[name], scratch[target], width, self.config.rms_eps)
+
+    def _queries_and_latent(self, program: Program, scratch: Scratch, tokens: int) -> None:
+        c = self.config
+        self._norm(program, scratch, tokens, "x", "attn_norm", "normed", c.n_embd)
+        normed = View(scratch["normed"], token=c.n_embd)
+        self._linear(program, scratch, tokens, "attn_q_a", normed, View(scratch["q_a"], token=c.q_lora))
+        self._linear(program, scratch, tokens, "attn_kv_a_mqa", normed, View(scratch["kv"], token=c.latent_dim))
+        self._norm(program, scratch, tokens, "q_a", "attn_q_a_norm", "q_a_normed", c.q_lora)
+        q_a = View(scratch["q_a_normed"], token=c.q_lora)
+        self._linear(program, scratch, tokens, "attn_q_b", q_a, View(scratch["q"], token=c.n_head * c.key_dim))
+
+    def _rope_query(self, program: Program, scratch: Scratch, tokens: int, out: str, out_head: int, out_rope: int) -> None:
+        c = self.config
+        program.launch(
+            kernels.ROPE_QUERY,
+            {"q": scratch["q"], "rope_tables": scratch["rope_tables"], "params": scratch["params"], "out": scratch[out]},
+            (tokens, 1, 1),
+            push={
+                "heads": c.n_head,
+                "rope": c.qk_rope,
+                "q_head": c.key_dim,
+                "q_rope": c.qk_nope,
+                "out_head": out_head,
+                "out_rope": out_rope,
+                "n_high": scratch.n_high,
+            },
+        )
+
+    def _latent_push(self, scratch: Scratch) -> dict[str, int | float]:
+        c = self.config
+        return {"latent": c.kv_lora, "rope": c.qk_rope, "n_high": scratch.n_high, "eps": float(c.rms_eps)}
+
+    def _latent(self, program: Program, scratch: Scratch, tokens: int, latent: Buffer) -> None:
+        c = self.config
+        values = {} if self.cache.values is None else {"values": self.cache.values}
+        program.launch(
+            kernels.LATENT_CACHE_V if values else kernels.LATENT_CACHE,
+            {
+                "kv": scratch["kv"],
+                "weight": self.vectors["attn_kv_a_norm"],
+                "rope_tables": scratch["rope_tables"],
+                "params": scratch["params"],
+                "cache": latent,
+                **values,
+            },
+            (tokens, 1, 1),
+            push=self._latent_push(scratch),
+        )
+        self._rope_query(program, scratch, tokens, "q_latent", c.latent_dim, c.kv_lora)
+        nope = View(scratch["q"], batch=c.key_dim, token=c.n_head * c.key_dim)
+        absorbed = View(scratch["q_latent"], batch=c.latent_dim, token=c.n_head * c.latent_dim)
+        self._linear(program, scratch, tokens, "attn_k_b", nope, absorbed)
+
+        splits = self.shape.splits if tokens == 1 else 1
+        program.launch(
+            kernels.ATTENTION_LATENT_V if values else kernels.ATTENTION_LATENT,
+            {
+                "q": scratch["q_latent"],
+                "cache": latent,
+                "out": scratch["parts" if splits > 1 else "latent_out"],
+                "stats": scratch["stats"],
+                "params": scratch["params"],
+                **values,
+            },
+            (splits, c.n_head // self.shape.heads, tokens),
+            spec={
+                "LATENT": c.kv_lora,
+                "ROPE": c.qk_rope,
+                "HEADS": self.shape.heads,
+                "TILE": min(_TILE, program.device.subgroup_size),
+                "SPLITS": splits,
+                "LATENT_WORDS": self.shape.latent_words,
+                "ROPE_WORDS": self.shape.rope_words,
+            },
+            push={"heads": c.n_head, "scale": c.attn_scale},
+        )
+        if splits > 1:
+            program.launch(
+                kernels.ATTENTION_COMBINE,
+                {"parts": scratch["parts"], "stats": scratch["stats"], "out": scratch["latent_out"]},
+                (c.n_head, 1, 1),
+                push={"latent": c.kv_lora, "splits": splits},
+            )
+        out = View(scratch["latent_out"], batch=c.kv_lora, token=c.n_head * c.kv_lora)
+        self._linear(program, scratch, tokens, "attn_v_b", out, self._heads_view(scratch))
+
+    def _heads_view(self, scratch: Scratch) -> View:
+        c = self.config
+        return View(scratch["heads"], batch=c.v_head, token=c.n_head * c.v_head)
+
+    def _per_head(self, program: Program, scratch: Scratch, tokens: int, keys: Weight, values: Weight) -> None:
+        c = self.config
+        program.launch(
+            kernels.LATENT_EXPAND,
+            {
+                "kv": scratch["kv"],
+                "weight": self.vectors["attn_kv_a_norm"],
+                "rope_tables": scratch["rope_tables"],
+                "params": scratch["params"],
+                "cache": scratch["expanded"],
+            },
+            (tokens, 1, 1),
+            push=self._latent_push(scratch),
+        )
+        latent = View(scratch["expanded"], token=c.latent_dim)
+        k_nope = View(scratch["k_nope"], batch=c.qk_nope, token=c.n_head * c.qk_nope)
+        v_new = View(scratch["v_new"], batch=c.v_head, token=c.n_head * c.v_head)
+        self._linear(program, scratch, tokens, "attn_k_b_transposed", latent, k_nope)
+        self._linear(program, scratch, tokens, "attn_v_b", latent, v_new)
+        self._rope_query(program, scratch, tokens, "q", c.key_dim, c.qk_nope)
+        for key_shard, value_shard in zip(keys.shards, values.shards, strict=True):
+            program.launch(
+                kernels.CACHE_PER_HEAD,
+                {
+                    "k_nope": scratch["k_nope"],
+                    "latent_rope": scratch["expanded"],
+                    "v_new": scratch["v_new"],
+                    "params": scratch["params"],
+                    "k_cache": key_shard.buffer,
+                    "v_cache": value_shard.buffer,
+                },
+                (key_shard.end - key_shard.first, 1, 1),
+                push={
+                    "head_first": key_shard.first,
+                    "heads": c.n_head,
+                    "nope": c.qk_nope,
+                    "rope": c.qk_rope,
+                    "v_dim": c.v_head,
+                    "latent": c.kv_lora,
+                    "n_ctx": self.n_ctx,
+                },
+            )
+        params = scratch["params"]
+        scores = View(scratch["scores"], batch=tokens * self.n_ctx, token=self.n_ctx)
+        q = View(scratch["q"], batch=c.key_dim, token=c.n_head * c.key_dim)
+        linear(program, keys, q, scores, tokens=tokens, params=params, cache_extent="ROWS")
+        program.launch(
+            kernels.SOFTMAX_CAUSAL,
+            {"scores": scratch["scores"], "params": params},
+            (tokens, c.n_head, 1),
+            push={"capacity": tokens, "n_ctx": self.n_ctx, "scale": c.attn_scale},
+        )
+        heads = self._heads_view(scratch)
+        linear(program, values, scores, heads, tokens=tokens, params=params, cache_extent="UNITS")
+
+
+def emit_norm(
+    program: Program,
+    scratch: Scratch,
+    tokens: int,
+    x: Buffer,
+    weight: Buffer,
+    y: Buffer,
+    width: int,
+    eps: float,
+    last_token: bool = False,
+) -> None:
+    """y[t] = RMS norm of x[t] with ``weight``; with ``last_token`` only the chunk's last token, into y[0]."""
+    program.launch(
+        kernels.RMS_NORM.variant(LAST_TOKEN="1") if last_token else kernels.RMS_NORM,
+        {"x": x, "weight": weight, "y": y, "params": scratch["params"]},
+        (1 if last_token else tokens, 1, 1),
+        push={"width": width, "x_token": width, "y_token": width, "eps": float(eps)},
+    )

@@ -1,0 +1,36 @@
+"""Whether a session fits, decided from arithmetic before anything is allocated."""
+
+from __future__ import annotations
+
+import psutil
+
+from model.config import ModelConfig
+from model.layout import CacheLayout, Path, cache_bytes, max_context
+from vkbackend.device import DeviceInfo
+from vkbackend.errors import DeviceError
+
+# Left to the desktop and the page cache on unified memory; a discrete card keeps a little for the compositor.
+_RESERVE_UNIFIED, _RESERVE_DEVICE = 512 * 2**20, 256 * 2**20
+
+
+def available_bytes(info: DeviceInfo) -> int:
+    """Bytes that new buffers may take now: on unified memory what the host has free, elsewhere the device's memory."""
+    if info.unified:
+        return max(0, min(info.memory, psutil.virtual_memory().available) - _RESERVE_UNIFIED)
+    return max(0, info.memory - _RESERVE_DEVICE)
+
+
+def require_fit(info: DeviceInfo, config: ModelConfig, path: Path, n_ctx: int, used: int, what: str = "") -> None:
+    """Raise DeviceError when ``path``'s cache for ``n_ctx`` positions does not fit beside ``used`` bytes still to come.
+
+    The message gives the bytes and the largest context that would fit.
+    """
+    needed, free = cache_bytes(config, path.layout, path.cache_type, n_ctx), available_bytes(info) - used
+    if needed <= free:
+        return
+    largest = max(0, max_context(config, path.layout, path.cache_type, max(0, free)))
+    other = "" if path.layout is CacheLayout.LATENT else " or --path mla"
+    raise DeviceError(
+        f"{what}context {n_ctx} on path {path.name} needs {needed} bytes of cache; {info.name} has {max(0, free)} left: "
+        f"use a context of at most {largest}{other}"
+    )

@@ -1,0 +1,78 @@
+"""The KV cache on the device, one value per path: what a layer keeps and in which buffers.
+
+``latent``: rows of kv_lora + rope packed halves. ``latent_v``: the same and a second copy of the kv_lora part.
+``per_head``: for each head K as rows of a matrix (one row a position) and V transposed (one column a position), so that
+scores and values are plain matrix products, as a runtime without MLA computes them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from model.config import ModelConfig
+from model.layout import CacheLayout, Path
+from model.weights import UNIT, Weight, allocate_f16
+from vkbackend.buffer import Buffer
+from vkbackend.device import Device
+from vkbackend.errors import InputError
+
+
+@dataclass(frozen=True)
+class LayerCache:
+    """One layer's buffers; those that the layout does not have are None."""
+
+    latent: Buffer | None = None
+    values: Buffer | None = None
+    keys_per_head: Weight | None = None
+    values_per_head: Weight | None = None
+
+    def parts(self) -> list[Buffer | Weight]:
+        """What was allocated."""
+        return [p for p in (self.latent, self.values, self.keys_per_head, self.values_per_head) if p is not None]
+
+
+class Cache:
+    """All layers' caches for ``n_ctx`` positions, rounded up to 32 so that every row and column is whole words.
+
+    Raises:
+        InputError: the cache type or the layout's widths have no kernel.
+        DeviceError: one layer's latent cache exceeds a storage buffer binding.
+    """
+
+    def __init__(self, device: Device, config: ModelConfig, path: Path, n_ctx: int) -> None:
+        require_layout(config, path)
+        self.n_ctx = -(-n_ctx // UNIT) * UNIT
+        self.layers = [self._layer(device, config, path, f"cache.{i}") for i in range(config.n_layer)]
+
+    def _layer(self, device: Device, config: ModelConfig, path: Path, name: str) -> LayerCache:
+        if path.layout is CacheLayout.PER_HEAD:
+            return LayerCache(
+                keys_per_head=allocate_f16(device, f"{name}.k", config.n_head, self.n_ctx, config.key_dim),
+                values_per_head=allocate_f16(device, f"{name}.v", config.n_head, config.v_head, self.n_ctx),
+            )
+        latent = Buffer(device, self.n_ctx * config.latent_dim * 2, f"{name}.latent")
+        if path.layout is CacheLayout.LATENT:
+            return LayerCache(latent=latent)
+        return LayerCache(latent=latent, values=Buffer(device, self.n_ctx * config.kv_lora * 2, f"{name}.values"))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the buffers that were really created."""
+        return sum(part.nbytes for layer in self.layers for part in layer.parts())
+
+    def free(self) -> None:
+        """Give the memory back."""
+        for layer in self.layers:
+            for part in layer.parts():
+                part.free()
+
+
+def require_layout(config: ModelConfig, path: Path) -> None:
+    """Raise InputError unless there are kernels for this path over this model's widths."""
+    if path.cache_type != "f16":
+        raise InputError(f"cache type {path.cache_type} has no kernel; expected f16: choose it")
+    if path.layout is CacheLayout.PER_HEAD and config.key_dim % UNIT:
+        raise InputError(
+            f"{config.name}: keys of {config.key_dim} elements a head; path {path.name} expects a multiple of {UNIT}: "
+            "choose --path mla"
+        )

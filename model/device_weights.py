@@ -1,0 +1,83 @@
+"""All weights of a model on one device, uploaded once and shared by its sessions."""
+
+from __future__ import annotations
+
+import numpy as np
+from gguf import GGMLQuantizationType
+
+from model.config import ModelConfig
+from model.gguf_file import GGUFFile, dequantize
+from model.tensors import expected_tensors
+from model.weights import Weight, device_bytes, stack_upload, upload, upload_vector
+from vkbackend.buffer import Buffer
+from vkbackend.device import Device
+
+
+class DeviceWeights:
+    """Matrices as ``Weight``, norms and biases as f32 ``Buffer``, both under their GGUF names without the suffix."""
+
+    def __init__(self, device: Device, config: ModelConfig, gguf: GGUFFile) -> None:
+        self._device, self._config, self._gguf = device, config, gguf
+        self._matrices: dict[str, Weight] = {}
+        self._vectors: dict[str, Buffer] = {}
+        for name, shape in expected_tensors(config).items():
+            info = gguf.tensors[name]
+            key = name.rsplit(".", 1)[0]
+            if len(shape) == 1:
+                self._vectors[key] = upload_vector(device, name, dequantize(info))
+            else:
+                self._matrices[key] = upload(device, info)
+        if not config.expert_bias:
+            zeros = np.zeros(max(1, config.n_expert), np.float32)
+            for layer in range(config.n_dense, config.n_layer):
+                self._vectors[f"blk.{layer}.exp_probs_b"] = upload_vector(device, "exp_probs_b", zeros)
+
+    def matrix(self, name: str) -> Weight:
+        """A matrix outside the layers."""
+        return self._matrices[name]
+
+    def vector(self, name: str) -> Buffer:
+        """A norm outside the layers."""
+        return self._vectors[name]
+
+    def output(self) -> Weight:
+        """The output matrix."""
+        return self._matrices["output"]
+
+    def layer(self, index: int) -> tuple[dict[str, Weight], dict[str, Buffer]]:
+        """One layer's matrices and vectors by their names within the layer."""
+        prefix = f"blk.{index}."
+        matrices = {k.removeprefix(prefix): v for k, v in self._matrices.items() if k.startswith(prefix)}
+        vectors = {k.removeprefix(prefix): v for k, v in self._vectors.items() if k.startswith(prefix)}
+        return matrices, vectors
+
+    def need_transposed_k_b(self) -> None:
+        """Make, once, each layer's k_b as [head, nope, kv_lora] in f32, by which the MHA fallback expands keys.
+
+        The file stores [head, kv_lora, nope], whose rows are what absorption reads; f32 keeps the dequantised values exact.
+        """
+        for layer in range(self._config.n_layer):
+            key = f"blk.{layer}.attn_k_b_transposed"
+            if key in self._matrices:
+                continue
+            k_b = dequantize(self._gguf.tensors[f"blk.{layer}.attn_k_b.weight"])
+            turned = np.ascontiguousarray(k_b.transpose(0, 2, 1))
+            data = turned.reshape(-1).view(np.uint8)
+            self._matrices[key] = stack_upload(self._device, key, GGMLQuantizationType.F32, turned.shape, data)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all weight buffers."""
+        return sum(w.nbytes for w in self._matrices.values()) + sum(b.nbytes for b in self._vectors.values())
+
+    def free(self) -> None:
+        """Give the memory back."""
+        for weight in self._matrices.values():
+            weight.free()
+        for buffer in self._vectors.values():
+            buffer.free()
+
+
+def predicted_bytes(config: ModelConfig, gguf: GGUFFile) -> int:
+    """Bytes that the weights of ``gguf`` will take on a device, from its tensor table alone."""
+    return sum(device_bytes(gguf.tensors[name].type, shape) for name, shape in expected_tensors(config).items())

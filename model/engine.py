@@ -1,0 +1,208 @@
+"""A model on a device, and sessions that run it: tokens in, logits or the next token out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path as FilePath
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.attention import AttentionShape
+from model.budget import available_bytes, require_fit
+from model.cache import Cache, require_layout
+from model.config import ModelConfig
+from model.device_weights import DeviceWeights, predicted_bytes
+from model.forward import Forward
+from model.gguf_file import GGUFFile
+from model.layout import CacheLayout, Path, active_weight_bytes
+from model.scratch import Scratch
+from model.tensors import expected_tensors, require_supported
+from model.tokenizer import Tokenizer
+from vkbackend.device import Device
+from vkbackend.errors import DeviceError, InputError
+
+DEFAULT_CHUNK = 128  # prompt tokens a submission
+_ALIGNED = ("n_embd", "q_lora", "kv_lora", "qk_nope", "v_head", "key_dim", "latent_dim")  # read as vectors of four f32
+
+
+class Model:
+    """A checked GGUF whose weights lie on ``device``."""
+
+    def __init__(self, gguf: GGUFFile, config: ModelConfig, device: Device) -> None:
+        self.gguf, self.config, self.device = gguf, config, device
+        self.weights = DeviceWeights(device, config, gguf)
+
+    @classmethod
+    def load(cls, source: str | FilePath | GGUFFile, device: Device) -> Model:
+        """Open, check and upload.
+
+        Raises:
+            InputError: the file is damaged, of another architecture, or holds what no kernel can run.
+            DeviceError: the weights do not fit.
+        """
+        gguf = source if isinstance(source, GGUFFile) else GGUFFile.open(source)
+        config = ModelConfig.from_gguf(gguf)
+        require_supported(config, gguf)
+        require_widths(config, str(gguf.path))
+        needed, free = predicted_bytes(config, gguf), available_bytes(device.info)
+        if needed > free:
+            raise DeviceError(
+                f"{gguf.path}: weights of {needed} bytes; {device.info.name} has {free} left: use a smaller quantisation"
+            )
+        return cls(gguf, config, device)
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The file's tokenizer."""
+        return Tokenizer.from_gguf(self.gguf)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the weight buffers on the device."""
+        return self.weights.nbytes
+
+    @cached_property
+    def active_weight_bytes(self) -> int:
+        """Bytes of weights that one decoded token reads."""
+        types = {name: self.gguf.tensors[name].type for name in expected_tensors(self.config)}
+        return active_weight_bytes(self.config, types)
+
+    def close(self) -> None:
+        """Give the weights' memory back."""
+        self.weights.free()
+
+
+def require_widths(config: ModelConfig, source: str) -> None:
+    """Raise InputError unless every width is a multiple of 4, as kernels read vectors of four f32."""
+    widths = [*_ALIGNED, *(["n_ff"] if config.n_dense else []), *(["n_ff_exp"] if config.n_expert else [])]
+    for field in widths:
+        if getattr(config, field) % 4:
+            raise InputError(
+                f"{source}: {field} is {getattr(config, field)}, expected a multiple of 4; use a model of other dimensions"
+            )
+
+
+def chunk_capacity(config: ModelConfig, path: Path, n_ctx: int, limit: int, wanted: int | None) -> int:
+    """Prompt tokens a submission: ``wanted`` or the default, at most what the context holds; less where the MHA
+    fallback's scores [H, chunk, n_ctx] would exceed one binding of ``limit`` bytes."""
+    chunk = min(wanted or DEFAULT_CHUNK, n_ctx)
+    if path.layout is CacheLayout.PER_HEAD:
+        chunk = min(chunk, (limit - 256) // (4 * config.n_head * (n_ctx + 32)))
+    return max(1, chunk)
+
+
+class Session:
+    """One cache and its programs over a model's weights.
+
+    Args:
+        n_ctx: positions that the cache holds.
+        chunk: prompt tokens a submission; None for the default.
+
+    Raises:
+        InputError: ``n_ctx`` or ``chunk`` is not positive, or the path has no kernel for this model.
+        DeviceError: the cache does not fit; nothing is allocated then.
+    """
+
+    def __init__(self, model: Model, path: Path, n_ctx: int, chunk: int | None = None) -> None:
+        if n_ctx < 1:
+            raise InputError(f"context {n_ctx}; expected at least 1: choose a longer one")
+        if chunk is not None and chunk < 1:
+            raise InputError(f"chunk {chunk}; expected at least 1: choose a larger one")
+        device, config = model.device, model.config
+        require_layout(config, path)
+        self.model, self.path = model, path
+        self.chunk = chunk_capacity(config, path, n_ctx, device.info.max_storage_buffer_range, chunk)
+        require_fit(device.info, config, path, n_ctx, 0)
+        shape = AttentionShape.choose(device, config)
+        self._cache = Cache(device, config, path, n_ctx)
+        self.n_ctx = n_ctx
+        self._scratch = Scratch(device, config, path, self._cache.n_ctx, self.chunk, shape.splits)
+        self._forward = Forward(device, config, model.weights, path, self._cache, self._scratch, shape, self.chunk)
+        self._params = self._scratch["params"]
+        self.n_past = 0
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes of the cache's buffers as created."""
+        return self._cache.nbytes
+
+    @property
+    def scratch_bytes(self) -> int:
+        """Bytes of activations and parameters."""
+        return self._scratch.nbytes
+
+    def _set(self, tokens: Sequence[int]) -> None:
+        self._params.upload(np.array([self.n_past, len(tokens), *tokens], np.uint32))
+
+    def prompt(self, tokens: Sequence[int], want: Literal["last", "all", "none"] = "last") -> NDArray[np.float32] | None:
+        """Append ``tokens`` after ``n_past``, a chunk at a time.
+
+        Returns:
+            f32 logits: [n_vocab] of the last token, [len(tokens), n_vocab] for "all", None for "none".
+
+        Raises:
+            InputError: no token, an id outside the vocabulary, or more tokens than the context holds.
+        """
+        if len(tokens) == 0:
+            raise InputError("an empty prompt; expected at least one token: give some text")
+        self._check(tokens)
+        pieces = []
+        for start in range(0, len(tokens), self.chunk):
+            piece = tokens[start : start + self.chunk]
+            self._set(piece)
+            self._forward.chunk.run()
+            if want == "all":
+                program, out = self._forward.head_all()
+                program.run()
+                flat = out.download(np.float32, len(piece) * self.model.config.n_vocab)
+                pieces.append(flat.reshape(len(piece), -1))
+            self.n_past += len(piece)
+        if want == "all":
+            return np.concatenate(pieces)
+        if want == "last":
+            self._forward.head_last.run()
+            return self.last_logits()
+        return None
+
+    def _check(self, tokens: Sequence[int]) -> None:
+        """Everything that could be wrong with ``tokens``, before the first of them runs."""
+        n_vocab = self.model.config.n_vocab
+        for token in tokens:
+            if not 0 <= token < n_vocab:
+                raise InputError(f"token id {token}; expected 0 to {n_vocab - 1}: the model has no other")
+        if self.n_past + len(tokens) > self.n_ctx:
+            raise InputError(
+                f"{self.n_past + len(tokens)} tokens; expected at most {self.n_ctx}, the session's context: "
+                "ask for a longer context"
+            )
+
+    def decode(self, token: int) -> int:
+        """Run one token at ``n_past`` and return the greedy next one, chosen on the device."""
+        self._check([token])
+        self._set([token])
+        self._forward.decode.run()
+        self.n_past += 1
+        return int(self._scratch["token"].download(np.uint32, 1)[0])
+
+    def last_logits(self) -> NDArray[np.float32]:
+        """f32 logits [n_vocab] of the last token that ``decode`` or ``prompt(..., "last")`` ran."""
+        return self._scratch["logits"].download(np.float32, self.model.config.n_vocab).astype(np.float32, copy=False)
+
+    def rewind(self, n_past: int) -> None:
+        """Forget all but the first ``n_past`` positions.
+
+        Raises:
+            InputError: ``n_past`` is negative or beyond what was run.
+        """
+        if not 0 <= n_past <= self.n_past:
+            raise InputError(f"rewind to {n_past}; expected 0 to {self.n_past}, the positions in the cache: choose one")
+        self.n_past = n_past
+
+    def close(self) -> None:
+        """Give cache and scratch memory back."""
+        self._forward.free()
+        self._cache.free()
+        self._scratch.free()

@@ -1,0 +1,120 @@
+"""The forward pass as programs: one token, a chunk of prompt tokens, and the output head on top of either.
+
+The path is a value: it chooses the caches and, through them, the attention launches; nothing else differs. Programs
+are recorded once; position, token count and token ids reach them through one small parameter buffer.
+"""
+
+from __future__ import annotations
+
+from model import kernels
+from model.attention import AttentionBlock, AttentionShape, emit_norm
+from model.cache import Cache
+from model.config import ModelConfig
+from model.device_weights import DeviceWeights
+from model.feed_forward import FeedForwardBlock
+from model.layout import CacheLayout, Path
+from model.linear import View, linear
+from model.scratch import ARGMAX_GROUPS, Scratch
+from vkbackend.buffer import Buffer
+from vkbackend.device import Device
+from vkbackend.program import Program
+
+
+class Forward:
+    """The programs of one session: ``decode`` (token in, next token out), ``chunk``, ``head_last``, ``head_all``."""
+
+    def __init__(
+        self,
+        device: Device,
+        config: ModelConfig,
+        weights: DeviceWeights,
+        path: Path,
+        cache: Cache,
+        scratch: Scratch,
+        shape: AttentionShape,
+        chunk: int,
+    ) -> None:
+        self._config, self._weights, self._scratch = config, weights, scratch
+        if path.layout is CacheLayout.PER_HEAD:
+            weights.need_transposed_k_b()
+        self._blocks = []
+        for i, layer_cache in enumerate(cache.layers):
+            matrices, vectors = weights.layer(i)
+            attention = AttentionBlock(config, matrices, vectors, layer_cache, cache.n_ctx, shape)
+            self._blocks.append((attention, FeedForwardBlock(config, matrices, vectors, config.is_moe(i))))
+
+        self.decode = Program(device, "decode")
+        self._body(self.decode, 1)
+        self._head_last(self.decode)
+        self.chunk = Program(device, "chunk")
+        # A capacity of 1 would choose the matrix-vector kernels, whose routing needs no grouping: that is right too.
+        self._body(self.chunk, chunk)
+        self.head_last = Program(device, "head_last")
+        self._head_last(self.head_last)
+        self._device, self._chunk = device, chunk
+        self._head_all: tuple[Program, Buffer] | None = None
+
+    def _body(self, program: Program, tokens: int) -> None:
+        scratch, embedding = self._scratch, self._weights.matrix("token_embd")
+        for shard in embedding.shards:
+            program.launch(
+                kernels.for_format(kernels.EMBED, embedding.kind),
+                {"weights": shard.buffer, "x": scratch["x"], "params": scratch["params"]},
+                (tokens, 1, 1),
+                push={
+                    "units": embedding.units,
+                    "scale_base": shard.scale_base,
+                    "row_first": shard.first,
+                    "row_end": shard.end,
+                    "width": self._config.n_embd,
+                },
+                label="token_embd",
+            )
+        for attention, feed_forward in self._blocks:
+            attention.emit(program, scratch, tokens)
+            feed_forward.emit(program, scratch, tokens)
+
+    def _norm(self, program: Program, tokens: int, last_token: bool) -> View:
+        c, scratch = self._config, self._scratch
+        weight = self._weights.vector("output_norm")
+        emit_norm(program, scratch, tokens, scratch["x"], weight, scratch["hidden"], c.n_embd, c.rms_eps, last_token)
+        return View(scratch["hidden"], token=c.n_embd)
+
+    def _head_last(self, program: Program) -> None:
+        """Logits of the last token, and the greedy next one."""
+        c, scratch = self._config, self._scratch
+        hidden = self._norm(program, 1, last_token=True)
+        logits = View(scratch["logits"], token=c.n_vocab)
+        linear(program, self._weights.output(), hidden, logits, tokens=1, params=scratch["params"])
+        program.launch(
+            kernels.ARGMAX,
+            {"logits": scratch["logits"], "best": scratch["best"]},
+            (ARGMAX_GROUPS, 1, 1),
+            push={"count": c.n_vocab},
+        )
+        program.launch(
+            kernels.ARGMAX_FINAL,
+            {"best": scratch["best"], "token": scratch["token"]},
+            (1, 1, 1),
+            push={"count": ARGMAX_GROUPS},
+        )
+
+    def head_all(self) -> tuple[Program, Buffer]:
+        """Logits of every token of a chunk: the program and its output, [chunk, n_vocab] f32; made when first asked for."""
+        if self._head_all is None:
+            c = self._config
+            out = Buffer(self._device, 4 * self._chunk * c.n_vocab, "logits_all", host=True)
+            program = Program(self._device, "head_all")
+            hidden = self._norm(program, self._chunk, last_token=False)
+            logits = View(out, token=c.n_vocab)
+            linear(program, self._weights.output(), hidden, logits, tokens=self._chunk, params=self._scratch["params"])
+            self._head_all = (program, out)
+        return self._head_all
+
+    def free(self) -> None:
+        """Give back what the programs own beyond the session's buffers."""
+        for program in (self.decode, self.chunk, self.head_last):
+            program.free()
+        if self._head_all is not None:
+            self._head_all[0].free()
+            self._head_all[1].free()

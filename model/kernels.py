@@ -1,0 +1,109 @@
+"""Every kernel's declaration, side by side: bindings with access, specialization constants, push constants.
+
+The shaders' own first lines say what each computes; the order here is their binding and constant order.
+"""
+
+from gguf import GGMLQuantizationType
+
+from vkbackend.kernel import Kernel
+
+# Activations are f32; "params" holds n_past, n_tokens and the token ids (shaders/include/params.glsl).
+LINEAR_PUSH = (
+    "rows",
+    "units",
+    "scale_base",
+    "matrix_first",
+    "matrix_end",
+    "x_offset",
+    "x_batch",
+    "x_token",
+    "y_offset",
+    "y_batch",
+    "y_token",
+    "accumulate",
+)
+_LINEAR = (("weights", "r"), ("x", "r"), ("y", "rw"))
+_PARAMS = ("params", "r")
+
+MATVEC = Kernel("matvec.comp", _LINEAR, ("ROWS",), LINEAR_PUSH)
+MATVEC_CACHE = Kernel("matvec.comp", (*_LINEAR, _PARAMS), ("ROWS",), LINEAR_PUSH)  # with ROWS_FROM_CACHE or UNITS_FROM_CACHE
+MATVEC_ROUTED = Kernel("matvec.comp", (*_LINEAR, ("experts", "r")), ("ROWS",), LINEAR_PUSH, {"ROUTED": "1"})
+MATMUL = Kernel("matmul.comp", (*_LINEAR, _PARAMS), ("ROWS", "TOKENS"), LINEAR_PUSH)
+MATMUL_ROUTED = Kernel(
+    "matmul.comp",
+    (*_LINEAR, _PARAMS, ("counts", "r"), ("pairs", "r")),
+    ("ROWS", "TOKENS", "CAPACITY", "X_DIVISOR"),
+    LINEAR_PUSH,
+    {"ROUTED": "1"},
+)
+EMBED = Kernel(
+    "embed.comp",
+    (("weights", "r"), ("x", "w"), _PARAMS),
+    push=("units", "scale_base", "row_first", "row_end", "width"),
+)
+RMS_NORM = Kernel(
+    "rms_norm.comp", (("x", "r"), ("weight", "r"), ("y", "w"), _PARAMS), push=("width", "x_token", "y_token", "eps")
+)
+LATENT_CACHE = Kernel(
+    "latent_cache.comp",
+    (("kv", "r"), ("weight", "r"), ("rope_tables", "r"), _PARAMS, ("cache", "w")),
+    push=("latent", "rope", "n_high", "eps"),
+)
+LATENT_CACHE_V = Kernel(
+    "latent_cache.comp",
+    (*LATENT_CACHE.bindings, ("values", "w")),
+    push=LATENT_CACHE.push,
+    macros={"REDUNDANT_V": "1"},
+)
+LATENT_EXPAND = LATENT_CACHE.variant(PER_HEAD="1")
+ROPE_QUERY = Kernel(
+    "rope_query.comp",
+    (("q", "r"), ("rope_tables", "r"), _PARAMS, ("out", "w")),
+    push=("heads", "rope", "q_head", "q_rope", "out_head", "out_rope", "n_high"),
+)
+ATTENTION_LATENT = Kernel(
+    "attention_latent.comp",
+    (("q", "r"), ("cache", "r"), ("out", "w"), ("stats", "w"), _PARAMS),
+    ("LATENT", "ROPE", "HEADS", "TILE", "SPLITS", "LATENT_WORDS", "ROPE_WORDS"),
+    ("heads", "scale"),
+)
+ATTENTION_LATENT_V = Kernel(
+    "attention_latent.comp",
+    (*ATTENTION_LATENT.bindings, ("values", "r")),
+    ATTENTION_LATENT.spec,
+    ATTENTION_LATENT.push,
+    {"REDUNDANT_V": "1"},
+)
+ATTENTION_COMBINE = Kernel(
+    "attention_combine.comp", (("parts", "r"), ("stats", "r"), ("out", "w")), push=("latent", "splits")
+)
+CACHE_PER_HEAD = Kernel(
+    "cache_per_head.comp",
+    (("k_nope", "r"), ("latent_rope", "r"), ("v_new", "r"), _PARAMS, ("k_cache", "w"), ("v_cache", "rw")),
+    push=("head_first", "heads", "nope", "rope", "v_dim", "latent", "n_ctx"),
+)
+SOFTMAX_CAUSAL = Kernel("softmax_causal.comp", (("scores", "rw"), _PARAMS), push=("capacity", "n_ctx", "scale"))
+ROUTE = Kernel(
+    "route.comp",
+    (("logits", "r"), ("bias", "r"), ("chosen", "w"), ("weights", "rw"), _PARAMS),
+    ("PER_LANE",),
+    ("experts", "used", "sigmoid_gate", "normalise", "scale"),
+)
+GROUP_BY_EXPERT = Kernel(
+    "group_by_expert.comp",
+    (("chosen", "r"), ("counts", "w"), ("pairs", "w"), _PARAMS),
+    push=("experts", "used", "capacity"),
+)
+SILU_MUL = Kernel("silu_mul.comp", (("gate", "rw"), ("up", "r"), _PARAMS), push=("per_token",))
+MOE_SUM = Kernel(
+    "moe_sum.comp",
+    (("routed", "r"), ("weights", "r"), ("shared", "r"), ("x", "rw"), _PARAMS),
+    push=("width", "used", "has_shared"),
+)
+ARGMAX = Kernel("argmax.comp", (("logits", "r"), ("best", "w")), push=("count",))
+ARGMAX_FINAL = Kernel("argmax.comp", (("best", "r"), ("token", "w")), push=("count",), macros={"FINAL": "1"})
+
+
+def for_format(kernel: Kernel, kind: GGMLQuantizationType) -> Kernel:
+    """The kernel compiled for one weight format (``shaders/include/format_*.glsl``)."""
+    return kernel.variant(**{f"FORMAT_{kind.name.upper()}": "1"})

@@ -1,0 +1,87 @@
+"""Activations of one session: f32 buffers sized for a chunk of tokens, shared by the single-token program."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from model.config import ModelConfig
+from model.layout import CacheLayout, Path
+from vkbackend.buffer import Buffer
+from vkbackend.device import Device
+
+# Linear kernels read whole units of 32 columns; what a short last row reads past its end meets zero weights and must
+# only be finite, so every buffer ends in this many zeroed elements.
+SLACK = 32
+ARGMAX_GROUPS = 64
+
+
+def rope_tables(config: ModelConfig, n_ctx: int) -> tuple[np.ndarray, int]:
+    """(cos, sin) of 256 * a * theta_i, then of b * theta_i for b < 256, as f32 [rows, rope / 2, 2]; and the rows of a.
+
+    theta_i = rope_theta ** (-2 i / rope) (Su et al. 2021, RoFormer, equation 15), computed in f64.
+    """
+    theta = config.rope_theta ** (-np.arange(0, config.qk_rope, 2, dtype=np.float64) / config.qk_rope)
+    n_high = n_ctx // 256 + 1
+    angles = np.concatenate([256.0 * np.arange(n_high), np.arange(256.0)])[:, None] * theta
+    return np.stack([np.cos(angles), np.sin(angles)], axis=-1).astype(np.float32), n_high
+
+
+class Scratch:
+    """Buffers by name; ``[T]`` below is the chunk's capacity in tokens, H heads, S cache splits of a single token."""
+
+    def __init__(self, device: Device, config: ModelConfig, path: Path, n_ctx: int, chunk: int, splits: int) -> None:
+        c, width = config, max(chunk, 1)
+        sizes = {
+            "x": width * c.n_embd,  # residual stream [T, n_embd]
+            "normed": width * c.n_embd,
+            "q_a": width * c.q_lora,
+            "q_a_normed": width * c.q_lora,
+            "q": width * c.n_head * c.key_dim,  # [T, H, nope + rope]
+            "kv": width * c.latent_dim,  # [T, kv_lora + rope]
+            "heads": width * c.n_head * c.v_head,  # attention's output [T, H, v]
+            "gate": width * max(c.n_ff, (c.n_expert_used or 1) * c.n_ff_exp, c.n_expert_shared * c.n_ff_exp),
+            "up": width * max(c.n_ff, (c.n_expert_used or 1) * c.n_ff_exp, c.n_expert_shared * c.n_ff_exp),
+            "router": width * c.n_expert,
+            "chosen": width * c.n_expert_used,
+            "expert_weights": width * c.n_expert_used,
+            "counts": c.n_expert,
+            "pairs": c.n_expert * width,  # [expert, T]
+            "routed": width * c.n_expert_used * c.n_embd,  # [T, slot, n_embd]
+            "shared": width * c.n_embd,
+            "hidden": width * c.n_embd,  # normed for the output matrix
+            "best": 2 * ARGMAX_GROUPS,
+        }
+        if path.layout is CacheLayout.PER_HEAD:
+            sizes |= {
+                "expanded": width * c.latent_dim,  # normed latent and rotated key in f32
+                "k_nope": width * c.n_head * c.qk_nope,
+                "v_new": width * c.n_head * c.v_head,
+                "scores": c.n_head * width * n_ctx,  # [H, T, n_ctx]
+            }
+        else:
+            sizes |= {
+                "q_latent": width * c.n_head * c.latent_dim,  # absorbed queries [T, H, kv_lora + rope]
+                "latent_out": width * c.n_head * c.kv_lora,
+                "parts": splits * c.n_head * c.kv_lora,  # [H, S, kv_lora]
+                "stats": 2 * splits * c.n_head,
+            }
+        self.buffers = {name: Buffer(device, 4 * (n + SLACK), f"scratch.{name}") for name, n in sizes.items()}
+        # What the host writes and reads without a transfer.
+        self.buffers["params"] = Buffer(device, 4 * (2 + width), "params", host=True)
+        self.buffers["token"] = Buffer(device, 4, "token", host=True)
+        self.buffers["logits"] = Buffer(device, 4 * c.n_vocab, "logits", host=True)
+        table, self.n_high = rope_tables(c, n_ctx)
+        self.buffers["rope_tables"] = Buffer(device, table.nbytes, "rope_tables", initial=table.reshape(-1).view(np.uint32))
+
+    def __getitem__(self, name: str) -> Buffer:
+        return self.buffers[name]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all buffers."""
+        return sum(b.nbytes for b in self.buffers.values())
+
+    def free(self) -> None:
+        """Give the memory back."""
+        for buffer in self.buffers.values():
+            buffer.free()
