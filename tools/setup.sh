@@ -85,9 +85,9 @@ apt_update() { as_root apt-get update >>"$LOG" 2>&1 || true; }
 # Usage: apt_install [-t RELEASE] PACKAGE...
 apt_install() {
     : >"$LOG.apt"
-    # Without recommends: libvulkan1 recommends the driver, which has its own step below.
-    if as_root env DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=120 install -y --no-install-recommends \
-        "$@" >"$LOG.apt" 2>&1; then
+    # Without recommends: libvulkan1 recommends the driver, which has its own step below. Nothing of the user's is removed.
+    if as_root env DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=120 \
+        install -y --no-remove --no-install-recommends "$@" >"$LOG.apt" 2>&1; then
         cat "$LOG.apt" >>"$LOG"
         return
     fi

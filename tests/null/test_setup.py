@@ -28,7 +28,7 @@ REAL_TOOLS = (
     "tee",
 )
 USABLE = "llvmpipe (cpu, Mesa 25.0.7): usable"
-APT_INSTALL = "apt-get -o DPkg::Lock::Timeout=120 install -y --no-install-recommends"
+APT_INSTALL = "apt-get -o DPkg::Lock::Timeout=120 install -y --no-remove --no-install-recommends"
 ALL_PACKAGES = "g++ make glslang-tools libvulkan-dev libfmt-dev"
 
 # The interpreter: the probe answers what $FAKE/device says, and an environment is two stubs.
