@@ -45,7 +45,6 @@ def tokenizer_keys(n_vocab: int) -> dict[str, Any]:
         "tokenizer.ggml.token_type": types,
         "tokenizer.ggml.merges": [f"{left} {right}" for left, right in merged],
         "tokenizer.ggml.eos_token_id": ids["<|endoftext|>"],
-        "tokenizer.ggml.eot_token_id": ids["<|user|>"],
         "tokenizer.ggml.bos_token_id": ids["[gMASK]"],
         "tokenizer.ggml.padding_token_id": ids["<|endoftext|>"],
         "tokenizer.ggml.add_bos_token": False,
