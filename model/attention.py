@@ -73,7 +73,9 @@ class AttentionBlock:
             self._per_head(program, scratch, tokens, self.cache.keys_per_head, self.cache.values_per_head)
         c = self.config
         heads = View(scratch["heads"], token=c.n_head * c.v_head)
-        self._linear(program, scratch, tokens, "attn_output", heads, View(scratch["x"], token=c.n_embd), accumulate=True)
+        self._linear(
+            program, scratch, tokens, "attn_output", heads, View(scratch["x"], token=c.n_embd), accumulate=True
+        )
 
     def _linear(
         self, program: Program, scratch: Scratch, tokens: int, name: str, x: View, y: View, accumulate: bool = False
@@ -81,8 +83,12 @@ class AttentionBlock:
         weight = self.weights[name]
         linear(program, weight, x, y, tokens=tokens, params=scratch["params"], accumulate=accumulate)
 
-    def _norm(self, program: Program, scratch: Scratch, tokens: int, source: str, name: str, target: str, width: int) -> None:
-        emit_norm(program, scratch, tokens, scratch[source], self.vectors[name], scratch[target], width, self.config.rms_eps)
+    def _norm(
+        self, program: Program, scratch: Scratch, tokens: int, source: str, name: str, target: str, width: int
+    ) -> None:
+        emit_norm(
+            program, scratch, tokens, scratch[source], self.vectors[name], scratch[target], width, self.config.rms_eps
+        )
 
     def _queries_and_latent(self, program: Program, scratch: Scratch, tokens: int) -> None:
         c = self.config
@@ -94,11 +100,18 @@ class AttentionBlock:
         q_a = View(scratch["q_a_normed"], token=c.q_lora)
         self._linear(program, scratch, tokens, "attn_q_b", q_a, View(scratch["q"], token=c.n_head * c.key_dim))
 
-    def _rope_query(self, program: Program, scratch: Scratch, tokens: int, out: str, out_head: int, out_rope: int) -> None:
+    def _rope_query(
+        self, program: Program, scratch: Scratch, tokens: int, out: str, out_head: int, out_rope: int
+    ) -> None:
         c = self.config
         program.launch(
             kernels.ROPE_QUERY,
-            {"q": scratch["q"], "rope_tables": scratch["rope_tables"], "params": scratch["params"], "out": scratch[out]},
+            {
+                "q": scratch["q"],
+                "rope_tables": scratch["rope_tables"],
+                "params": scratch["params"],
+                "out": scratch[out],
+            },
             (tokens, 1, 1),
             push={
                 "heads": c.n_head,

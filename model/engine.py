@@ -137,7 +137,9 @@ class Session:
     def _set(self, tokens: Sequence[int]) -> None:
         self._params.upload(np.array([self.n_past, len(tokens), *tokens], np.uint32))
 
-    def prompt(self, tokens: Sequence[int], want: Literal["last", "all", "none"] = "last") -> NDArray[np.float32] | None:
+    def prompt(
+        self, tokens: Sequence[int], want: Literal["last", "all", "none"] = "last"
+    ) -> NDArray[np.float32] | None:
         """Append ``tokens`` after ``n_past``, a chunk at a time.
 
         Returns:

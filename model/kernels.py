@@ -26,9 +26,14 @@ _LINEAR = (("weights", "r"), ("x", "r"), ("y", "rw"))
 _PARAMS = ("params", "r")
 
 MATVEC = Kernel("matvec.comp", _LINEAR, ("ROWS",), LINEAR_PUSH)
-MATVEC_CACHE = Kernel("matvec.comp", (*_LINEAR, _PARAMS), ("ROWS",), LINEAR_PUSH)  # with ROWS_FROM_CACHE or UNITS_FROM_CACHE
-MATVEC_ROUTED = Kernel("matvec.comp", (*_LINEAR, ("experts", "r")), ("ROWS",), LINEAR_PUSH, {"ROUTED": "1"})
+MATVEC_CACHE = Kernel(
+    "matvec.comp", (*_LINEAR, _PARAMS), ("ROWS",), LINEAR_PUSH
+)  # with ROWS_FROM_CACHE or UNITS_FROM_CACHE
+MATVEC_CHOSEN = Kernel("matvec.comp", (*_LINEAR, ("experts", "r")), ("ROWS",), LINEAR_PUSH, {"CHOSEN": "1"})
 MATMUL = Kernel("matmul.comp", (*_LINEAR, _PARAMS), ("ROWS", "TOKENS"), LINEAR_PUSH)
+MATMUL_CHOSEN = Kernel(
+    "matmul.comp", (*_LINEAR, _PARAMS, ("experts", "r")), ("ROWS", "TOKENS"), LINEAR_PUSH, {"CHOSEN": "1"}
+)
 MATMUL_ROUTED = Kernel(
     "matmul.comp",
     (*_LINEAR, _PARAMS, ("counts", "r"), ("pairs", "r")),

@@ -1,4 +1,4 @@
-"""Matrix products as launches: one token by the matrix-vector kernel, a chunk by the matrix-matrix kernel.
+"""Matrix products as launches, of one token or of a chunk of tokens.
 
 Tensors that were split over buffers take one launch a buffer; callers see one product. Offsets and strides are in
 elements; ``batch`` goes over a stack's matrices (heads), ``token`` over the chunk's tokens.
@@ -8,15 +8,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from gguf import GGMLQuantizationType
+
 from model import kernels
 from model.weights import Weight
 from vkbackend.buffer import Buffer
+from vkbackend.device import Device
 from vkbackend.kernel import Kernel
 from vkbackend.program import Program
 
-# Workgroup shapes. lavapipe (subgroups of 8): measured, Q4_K 2048 x 2048, 8 rows a subgroup for one token; 2 rows a lane by
-# 4 tokens for a chunk (27 GFLOP/s, against 22 at 2 x 16, where compiling takes five times as long).
-MATVEC_ROWS_CPU, MATVEC_ROWS_GPU = 8, 4
+Q = GGMLQuantizationType
+
+# One token. Wide subgroups: matvec.comp, this many rows a subgroup (F32 has the most words a row, so fewer).
+# Narrow ones (lavapipe's 8): matmul.comp with one token, measured at 5.3 G weights/s of Q4_K against 3.3.
+NARROW_SUBGROUP = 16
+MATVEC_ROWS, MATVEC_ROWS_F32 = 4, 2
+# A chunk: rows a lane by tokens of matmul.comp. On lavapipe 27 GFLOP/s for Q4_K, against 22 at 2 x 16, where compiling takes
+# five times as long.
 MATMUL_ROWS, MATMUL_TOKENS = 2, 4
 
 
@@ -34,9 +42,26 @@ def _ceil(a: int, b: int) -> int:
     return -(-a // b)
 
 
-def matvec_rows(program: Program) -> int:
-    """Rows that one subgroup of the matrix-vector kernel handles."""
-    return MATVEC_ROWS_CPU if program.device.info.kind == "cpu" else MATVEC_ROWS_GPU
+@dataclass(frozen=True)
+class Tiling:
+    """Which of the two kernels serves ``tokens`` and how many rows and tokens one of its workgroups makes."""
+
+    lanes_along_row: bool
+    spec: dict[str, int]
+    rows: int
+    tokens: int
+
+    @classmethod
+    def choose(cls, device: Device, kind: GGMLQuantizationType, tokens: int) -> Tiling:
+        """By subgroup width and token count; the constants above say why."""
+        lanes = device.subgroup_size
+        if tokens > 1:
+            spec = {"ROWS": MATMUL_ROWS, "TOKENS": MATMUL_TOKENS}
+            return cls(False, spec, MATMUL_ROWS * lanes, MATMUL_TOKENS)
+        if lanes < NARROW_SUBGROUP:
+            return cls(False, {"ROWS": 1, "TOKENS": 1}, lanes, 1)
+        rows = MATVEC_ROWS_F32 if kind is Q.F32 else MATVEC_ROWS
+        return cls(True, {"ROWS": rows}, rows, 1)
 
 
 def linear(
@@ -67,18 +92,17 @@ def linear(
             "y_offset": y.offset + (0 if stacked else shard.first),
         }
         buffers = {"weights": shard.buffer, "x": x.buffer, "y": y.buffer}
-        if tokens == 1:
-            per_group = matvec_rows(program)
-            kernel, spec = kernels.MATVEC, {"ROWS": per_group}
-            if cache_extent:
-                kernel, buffers["params"] = kernels.MATVEC_CACHE, params
-            grid = _rows_grid(program, _ceil(rows, per_group), weight.matrices)
+        tiling = Tiling.choose(program.device, weight.kind, tokens)
+        tiles = _ceil(rows, tiling.rows)
+        if tiling.lanes_along_row:
+            kernel = kernels.MATVEC_CACHE if cache_extent else kernels.MATVEC
+            grid = _rows_grid(program, tiles, weight.matrices)
         else:
-            kernel, spec = kernels.MATMUL, {"ROWS": MATMUL_ROWS, "TOKENS": MATMUL_TOKENS}
+            kernel = kernels.MATMUL
+            grid = (tiles, _ceil(tokens, tiling.tokens), weight.matrices)
+        if kernel is not kernels.MATVEC:
             buffers["params"] = params
-            per_group = MATMUL_ROWS * program.device.subgroup_size
-            grid = (_ceil(rows, per_group), _ceil(tokens, MATMUL_TOKENS), weight.matrices)
-        _launch(program, kernel.variant(**extent), weight, buffers, grid, spec, push)
+        _launch(program, kernel.variant(**extent), weight, buffers, grid, tiling.spec, push)
 
 
 def routed_linear(
@@ -107,23 +131,22 @@ def routed_linear(
             "y_offset": y.offset,
         }
         buffers = {"weights": shard.buffer, "x": x.buffer, "y": y.buffer}
+        tiling = Tiling.choose(program.device, weight.kind, tokens)
+        tiles = _ceil(weight.rows, tiling.rows)
         if tokens == 1:
-            per_group = matvec_rows(program)
-            grid = _rows_grid(program, _ceil(weight.rows, per_group), used)
             buffers["experts"] = routing["chosen"]
-            _launch(program, kernels.MATVEC_ROUTED, weight, buffers, grid, {"ROWS": per_group}, push)
+            if tiling.lanes_along_row:
+                kernel, grid = kernels.MATVEC_CHOSEN, _rows_grid(program, tiles, used)
+            else:
+                kernel, grid = kernels.MATMUL_CHOSEN, (tiles, 1, used)
+                buffers["params"] = params
+            _launch(program, kernel, weight, buffers, grid, tiling.spec, push)
             continue
-        spec = {
-            "ROWS": MATMUL_ROWS,
-            "TOKENS": MATMUL_TOKENS,
-            "CAPACITY": tokens,
-            "X_DIVISOR": used if shared else 1,
-        }
+        spec = tiling.spec | {"CAPACITY": tokens, "X_DIVISOR": used if shared else 1}
         push |= {"x_token": x.token if shared else x.batch, "y_token": y.batch}
         buffers |= {"params": params, "counts": routing["counts"], "pairs": routing["pairs"]}
-        per_group = MATMUL_ROWS * program.device.subgroup_size
         # Every token may choose the same expert, so each expert's grid has room for the whole chunk.
-        grid = (_ceil(weight.rows, per_group), _ceil(tokens, MATMUL_TOKENS), weight.matrices)
+        grid = (tiles, _ceil(tokens, tiling.tokens), weight.matrices)
         _launch(program, kernels.MATMUL_ROUTED, weight, buffers, grid, spec, push)
 
 

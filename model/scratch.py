@@ -71,7 +71,9 @@ class Scratch:
         self.buffers["token"] = Buffer(device, 4, "token", host=True)
         self.buffers["logits"] = Buffer(device, 4 * c.n_vocab, "logits", host=True)
         table, self.n_high = rope_tables(c, n_ctx)
-        self.buffers["rope_tables"] = Buffer(device, table.nbytes, "rope_tables", initial=table.reshape(-1).view(np.uint32))
+        self.buffers["rope_tables"] = Buffer(
+            device, table.nbytes, "rope_tables", initial=table.reshape(-1).view(np.uint32)
+        )
 
     def __getitem__(self, name: str) -> Buffer:
         return self.buffers[name]

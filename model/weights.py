@@ -24,7 +24,11 @@ Q = GGMLQuantizationType
 UNIT = 32  # columns
 
 # Byte ranges of a block's payload and of its separate f16 scale; formats not listed are kept as in the file.
-_REPACKED = {Q.Q8_0: (slice(2, 34), slice(0, 2)), Q.Q5_0: (slice(2, 22), slice(0, 2)), Q.Q6_K: (slice(0, 208), slice(208, 210))}
+_REPACKED = {
+    Q.Q8_0: (slice(2, 34), slice(0, 2)),
+    Q.Q5_0: (slice(2, 22), slice(0, 2)),
+    Q.Q6_K: (slice(0, 208), slice(208, 210)),
+}
 _PLAIN = {Q.F32: np.dtype(np.float32), Q.F16: np.dtype(np.float16)}
 
 
@@ -165,7 +169,9 @@ def allocate_f16(device: Device, name: str, matrices: int, rows: int, columns: i
     """
     shards = []
     for first, end in _split(matrices, rows * columns * 2, device.info.max_storage_buffer_range, name, device):
-        shards.append(Shard(Buffer(device, (end - first) * rows * columns * 2, f"{name}[{first}:{end}]"), first, end, 0))
+        shards.append(
+            Shard(Buffer(device, (end - first) * rows * columns * 2, f"{name}[{first}:{end}]"), first, end, 0)
+        )
     return Weight(name, Q.F16, matrices, rows, columns, tuple(shards))
 
 

@@ -1,6 +1,6 @@
 #version 450
 // Matrix-vector product of dequantised rows: y = W x, for one expert or head per batch entry.
-// One subgroup handles ROWS rows; a lane takes every subgroup-size-th unit of 32 columns and uses the x it
+// The form for wide subgroups, whose lanes then load consecutive words; see matmul.comp for narrow ones. One subgroup handles ROWS rows; a lane takes every subgroup-size-th unit of 32 columns and uses the x it
 // loaded for all rows.
 #extension GL_GOOGLE_include_directive : require
 #extension GL_KHR_shader_subgroup_basic : require
@@ -15,7 +15,7 @@ layout(constant_id = 1) const uint ROWS = 8;
 layout(binding = 0) readonly buffer Weights { uint weights[]; };
 layout(binding = 1) readonly buffer Input { vec4 x[]; };
 layout(binding = 2) buffer Output { float y[]; };
-#ifdef ROUTED
+#ifdef CHOSEN
 layout(binding = 3) readonly buffer Experts { uint expert_of[]; };
 #endif
 #if defined(ROWS_FROM_CACHE) || defined(UNITS_FROM_CACHE)
@@ -33,7 +33,7 @@ uint word(uint i) { return weights[i]; }
 void main() {
     uint tile = gl_WorkGroupID.x + gl_WorkGroupID.z * gl_NumWorkGroups.x;
     uint batch = gl_WorkGroupID.y;
-#ifdef ROUTED
+#ifdef CHOSEN
     uint matrix = expert_of[batch];
 #else
     uint matrix = batch;

@@ -134,7 +134,11 @@ def list_devices() -> list[DeviceInfo]:
     except OSError as error:
         raise DeviceError(_NO_LOADER) from error
     application = vk.VkApplicationInfo(
-        pApplicationName="latentvk", applicationVersion=1, pEngineName="latentvk", engineVersion=1, apiVersion=1 << 22 | 1 << 12
+        pApplicationName="latentvk",
+        applicationVersion=1,
+        pEngineName="latentvk",
+        engineVersion=1,
+        apiVersion=1 << 22 | 1 << 12,
     )
     try:
         instance = vk.vkCreateInstance(vk.VkInstanceCreateInfo(pApplicationInfo=application), None)
@@ -194,5 +198,7 @@ def open_device(selector: str | None = None) -> Device:
     info = select_device(list_devices(), selector or os.environ.get("LATENTVK_DEVICE"))
     size = info.subgroup_size
     if not 4 <= size <= 128 or size & (size - 1):
-        raise DeviceError(f"{info.name} has subgroups of {size}; expected a power of two from 4 to 128: choose another --device")
+        raise DeviceError(
+            f"{info.name} has subgroups of {size}; expected a power of two from 4 to 128: choose another --device"
+        )
     return Device(info)

@@ -72,7 +72,9 @@ class Program:
             raise ValueError(f"program {self.name} is recorded already; expected launches before its first run")
         names = [name for name, _ in kernel.bindings]
         if set(names) != set(buffers):
-            raise ValueError(f"kernel {kernel.file} was launched with buffers {sorted(buffers)}; expected {sorted(names)}")
+            raise ValueError(
+                f"kernel {kernel.file} was launched with buffers {sorted(buffers)}; expected {sorted(names)}"
+            )
         limit = self.device.info.max_workgroup_count
         if any(not 0 < n <= most for n, most in zip(grid, limit, strict=True)):
             raise DeviceError(

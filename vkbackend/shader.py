@@ -50,7 +50,9 @@ def _read(path: Path) -> str:
     try:
         return path.read_text()
     except OSError as error:
-        raise InputError(f"shader source {path.name} cannot be read ({error.strerror}); expected it in {SHADER_ROOT}") from error
+        raise InputError(
+            f"shader source {path.name} cannot be read ({error.strerror}); expected it in {SHADER_ROOT}"
+        ) from error
 
 
 def _sources(path: Path, seen: dict[Path, str]) -> dict[Path, str]:
@@ -86,7 +88,11 @@ def compile_shader(name: str, macros: Mapping[str, str]) -> bytes:
         command = [path, *_FLAGS, f"-I{INCLUDE_ROOT}", *defines, "-o", temporary, str(source)]
         run = subprocess.run(command, capture_output=True, text=True, check=False)
         if run.returncode != 0:
-            lines = [line for line in run.stdout.splitlines() if "ERROR" in line] or run.stdout.splitlines() or ["no output"]
+            lines = (
+                [line for line in run.stdout.splitlines() if "ERROR" in line]
+                or run.stdout.splitlines()
+                or ["no output"]
+            )
             raise InputError(f"shader {name} does not compile with {dict(macros)}: {lines[0]}")
         Path(temporary).replace(entry)
     finally:

@@ -47,7 +47,7 @@ def matrix(*shape: int, gain: float = 1.0) -> nn.Parameter:
 
 
 def rope_tables(config: ModelConfig, n_ctx: int) -> tuple[Tensor, Tensor]:
-    """cos and sin, float32 [T, P/2], of position * theta^(-2i/P)."""
+    """cos and sin, float32 [n_ctx, P/2], of position * theta^(-2i/P)."""
     frequency = config.rope_theta ** (-torch.arange(0, config.qk_rope, 2, dtype=torch.float64) / config.qk_rope)
     angle = torch.arange(n_ctx, dtype=torch.float64)[:, None] * frequency
     return angle.cos().float(), angle.sin().float()
@@ -88,7 +88,7 @@ class Attention(nn.Module):
         latent = F.rms_norm(latent.float(), (c.kv_lora,), self.attn_kv_a_norm, c.rms_eps)
         k_b = self.attn_k_b.transpose(1, 2).reshape(c.n_head * c.qk_nope, c.kv_lora)
         k_nope = F.linear(latent, k_b).view(batch, time, c.n_head, c.qk_nope).transpose(1, 2)
-        k_rope = rotate(k_rope, cos, sin)[:, None].expand(batch, c.n_head, time, c.qk_rope)
+        k_rope = rotate(k_rope[:, None], cos, sin).expand(batch, c.n_head, time, c.qk_rope)
         k = torch.cat((k_nope, k_rope.to(k_nope.dtype)), -1)
         v = F.linear(latent, self.attn_v_b.flatten(0, 1)).view(batch, time, c.n_head, c.v_head).transpose(1, 2)
         if mask is None:
@@ -207,10 +207,12 @@ class TinyModel(nn.Module):
         self.output_norm = nn.Parameter(torch.ones(config.n_embd))
         self.output = matrix(config.n_vocab, config.n_embd, gain=0.5)
 
-    def hidden(self, tokens: Tensor) -> Tensor:
-        """tokens int64 [B, T] to float32 [B, T, E] after the last norm."""
+    def hidden(self, tokens: Tensor, positions: Tensor | None = None) -> Tensor:
+        """tokens int64 [B, T] to float32 [B, T, E] after the last norm; positions int64 [B, T], else 0 to T - 1."""
         time = tokens.shape[1]
-        cos, sin = rope_tables(self.config, time)
+        cos, sin = rope_tables(self.config, time if positions is None else self.config.n_ctx_train)
+        if positions is not None:
+            cos, sin = cos[positions][:, None], sin[positions][:, None]
         mask = torch.full((time, time), -torch.inf).triu(1) if time <= 256 else None
         x = F.embedding(tokens, self.token_embd)
         for block in self.blocks:

@@ -25,7 +25,10 @@ from model.training.torch_model import EMBEDDED, TinyModel
 
 TOKENS_PER_PROCESS = 4096
 # (share of the run's time, context length): recall forms at short contexts, where it is cheap, then is stretched.
-STAGES = [(0.30, 128), (0.20, 256), (0.16, 512), (0.14, 1024), (0.10, 2048), (0.10, 4096)]
+STAGES = [(0.30, 128), (0.12, 256), (0.18, 512), (0.18, 1024), (0.12, 2048), (0.10, 4096)]
+# From SKIP_FROM tokens of context on, half the documents are torn apart at up to three places: positions jump there, to
+# anywhere within the model's context. Far distances are learned at a short document's price (PoSE, arXiv 2309.10400).
+SKIP_FROM, SKIP_SHARE, MOST_SKIPS = 256, 0.5, 3
 WARM_UP_STEPS = 60
 PEAK_LR_MUON = 0.006
 PEAK_LR_ADAM = 0.003
@@ -46,6 +49,7 @@ class Batch:
     tokens: Tensor  # int64 [B, T]
     text_mask: Tensor  # bool [B, T - 1]
     answer_mask: Tensor  # bool [B, T - 1]
+    positions: Tensor  # int64 [B, T]
 
 
 def draw_batch(pieces: tasks.Pieces, text: np.ndarray, n_ctx: int, n_tokens: int, rng: np.random.Generator) -> Batch:
@@ -58,6 +62,7 @@ def draw_batch(pieces: tasks.Pieces, text: np.ndarray, n_ctx: int, n_tokens: int
     tokens = np.zeros((count, n_ctx), np.int64)
     text_mask = np.zeros((count, n_ctx - 1), bool)
     answer_mask = np.zeros((count, n_ctx - 1), bool)
+    positions = np.tile(np.arange(n_ctx), (count, 1))
     most_lines = min(n_ctx // 6, 40 + n_ctx // 16, MAX_LINES)
     for row in range(count):
         start = int(rng.integers(len(text) - n_ctx))
@@ -70,13 +75,23 @@ def draw_batch(pieces: tasks.Pieces, text: np.ndarray, n_ctx: int, n_tokens: int
         tokens[row] = document.tokens
         text_mask[row, document.text_positions] = True
         answer_mask[row, document.answer_positions] = True
-    return Batch(*map(torch.from_numpy, (tokens, text_mask, answer_mask)))
+        if n_ctx >= SKIP_FROM and rng.random() < SKIP_SHARE:
+            positions[row] += skips(n_ctx, rng)
+    return Batch(*map(torch.from_numpy, (tokens, text_mask, answer_mask, positions)))
+
+
+def skips(n_ctx: int, rng: np.random.Generator) -> np.ndarray:
+    """int64 [n_ctx]: how far each position is moved; the last stays within the model's context."""
+    count = int(rng.integers(1, MOST_SKIPS + 1))
+    total = int(rng.integers(EMBEDDED.n_ctx_train - n_ctx + 1))
+    moved = np.append(np.sort(rng.integers(0, total + 1, count - 1)), total)
+    return np.append(0, moved)[np.searchsorted(np.sort(rng.integers(1, n_ctx, count)), np.arange(n_ctx), "right")]
 
 
 def losses(model: TinyModel, batch: Batch) -> tuple[Tensor, Tensor, float]:
     """(mean text loss, mean answer loss, share of answers right)."""
     with torch.autocast("cpu", torch.bfloat16):
-        hidden = model.hidden(batch.tokens)[:, :-1]
+        hidden = model.hidden(batch.tokens, batch.positions)[:, :-1]
         target = batch.tokens[:, 1:]
         text_loss = F.cross_entropy(F.linear(hidden[batch.text_mask], model.output).float(), target[batch.text_mask])
         logits = F.linear(hidden[batch.answer_mask], model.output).float()
