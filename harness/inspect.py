@@ -185,7 +185,7 @@ def _weight_table(facts: dict[str, Any]) -> Table:
     total = (
         "all",
         f"{sum(row['tensors'] for row in weights['by_type'].values()):,}",
-        f"{parameters['total'] / 1e9:.3f} G",
+        _count(parameters["total"]),
     )
     table.add_column("type", total[0])
     for header, footer in (
@@ -199,12 +199,12 @@ def _weight_table(facts: dict[str, Any]) -> Table:
         table.add_row(
             kind,
             f"{row['tensors']:,}",
-            f"{row['parameters'] / 1e9:.3f} G",
+            _count(row["parameters"]),
             bytes_text(row["bytes"]),
             bytes_text(row["active_bytes"]),
         )
     table.caption = (
-        f"{parameters['active'] / 1e9:.2f} G parameters work on a token: the layers, their used experts, the output"
+        f"{_count(parameters['active'])} parameters work on a token: the layers, their used experts, the output"
     )
     table.caption_justify = "left"
     return table
@@ -241,3 +241,7 @@ def _cache_table(facts: dict[str, Any]) -> Table:
         table.caption += f" Fits: tokens beside {weights} of weights, nothing set aside for the system."
     table.caption_justify = "left"
     return table
+
+
+def _count(n: int) -> str:
+    return f"{n / 1e9:.2f} G" if n >= 10**8 else f"{n / 1e6:.2f} M"

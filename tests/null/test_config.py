@@ -10,7 +10,6 @@ import gguf
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType as Q
-from random_model import BASE, CONFIGS
 
 from model.config import (
     PRESETS,
@@ -23,6 +22,7 @@ from model.config import (
 )
 from model.gguf_file import GGUFFile
 from model.gguf_write import config_keys
+from tests.null.random_model import BASE, CONFIGS
 from vkbackend.errors import InputError
 
 RECONVERT = "convert the model again with a current llama.cpp"

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from random_model import BASE, CONFIGS
 
 from harness import cli
 from harness.synth import write_synthetic
 from model.gguf_file import GGUFFile
+from tests.null.random_model import BASE, CONFIGS
 
 GIB = 2**30
 

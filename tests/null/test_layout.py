@@ -8,7 +8,6 @@ import pytest
 from gguf import GGMLQuantizationType as Q
 from hypothesis import given
 from hypothesis import strategies as st
-from random_model import BASE, CONFIGS
 
 from model.config import PRESETS, expected_tensors
 from model.layout import (
@@ -28,6 +27,7 @@ from model.layout import (
     weight_bytes,
 )
 from model.mix import MIXES, mix_types
+from tests.null.random_model import BASE, CONFIGS
 from vkbackend.errors import InputError
 
 GLM = PRESETS["glm-4.7-flash"]

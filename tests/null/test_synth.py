@@ -11,7 +11,6 @@ import gguf
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType as Q
-from random_model import BASE, CONFIGS
 
 from harness import cli, synth
 from harness.synth import shaped, write_synthetic
@@ -23,6 +22,7 @@ from model.gguf_write import file_bytes
 from model.mix import MIXES, mix_types
 from model.reference.forward import Reference
 from model.tokenizer import Tokenizer
+from tests.null.random_model import BASE, CONFIGS
 from vkbackend.errors import InputError
 
 GLM = PRESETS["glm-4.7-flash"]
