@@ -37,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from harness.running import load_model, open_file
     from model.layout import get_path
+    from vkbackend.device import open_device
 
     path = get_path(args.path)
     gguf, config = open_file(args)
@@ -44,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
         from harness.startup import measure_startup
 
         return measure_startup(args, gguf.path)
-    model = load_model(args, gguf)
+    model = load_model(gguf, open_device(args.device))
     rows = []
     for row in measure(model, config, path, args):
         rows.append(about(model, gguf, config, path) | row)

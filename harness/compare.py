@@ -61,10 +61,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--memory", type=options.size_bytes, metavar="SIZE", help="take this as the memory there is, such as 96GiB"
     )
     parser.add_argument(
-        "-n", "--decode", type=options.positive_int, default=16, metavar="N", help="tokens a repeat (default 16)"
+        "-n", "--decode", type=options.positive_int, default=12, metavar="N", help="tokens a repeat (default 12)"
     )
     parser.add_argument(
-        "-r", "--repeats", type=options.positive_int, default=3, metavar="N", help="repeats (default 3)"
+        "-r", "--repeats", type=options.positive_int, default=5, metavar="N", help="repeats (default 5)"
     )
     parser.add_argument(
         "--questions", type=options.positive_int, default=32, metavar="N", help="recall questions (default 32)"

@@ -3,29 +3,23 @@
 import argparse
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import psutil
 
-from harness.measure import Plan, SessionLike, Step, measure_decode, measure_prompt
+from harness.measure import Measurement, Plan, Prompt, SessionLike, Step, take_turns
 from harness.predict import line_of
 from harness.results import Row, Table
 from harness.roofline import Peaks, Weights, decode_bound, prompt_bound
 from model.config import ModelConfig
 from model.layout import Path, cache_bytes
-from model.tasks import Document
 from vkbackend.errors import DeviceError, InputError
 
 if TYPE_CHECKING:
     from harness.compare import Job
     from model.tokenizer import Tokenizer
-    from vkbackend.device import DeviceInfo
-
-# Of what the host has free, this much is left to everything else that runs there.
-_HOST_SHARE = 0.9
 
 OpenSession = Callable[[Path, int], SessionLike]
 
@@ -37,15 +31,6 @@ class Measured:
     device: dict[str, Any]
     model: dict[str, Any]
     peak_samples: dict[str, list[float]]
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """One context's tokens (int32 [context]) and where to score them, or why they cannot be scored."""
-
-    tokens: np.ndarray
-    document: Document | None
-    unscored: str = ""
 
 
 @dataclass(frozen=True)
@@ -63,14 +48,15 @@ def measure_model(job: "Job", args: argparse.Namespace) -> Measured:
     """Run the job's model. Raises InputError or DeviceError for a file or device that cannot run it at all."""
     from harness import metadata
     from harness.running import load_model, open_file, open_session
+    from vkbackend.device import open_device
 
     gguf, config = open_file(args)
-    free = psutil.virtual_memory().available  # before the weights take their share of it
-    model = load_model(args, gguf)
+    device = open_device(args.device)
+    from model.budget import available_bytes
     from vkbackend.peaks import measure_peaks
 
-    device = model.device
-    budget = device_budget(device.info, free) if args.memory is None else args.memory
+    budget = available_bytes(device.info) if args.memory is None else args.memory  # weights and cache, as none is there
+    model = load_model(gguf, device)
     found = measure_peaks(device)
     peaks = Peaks(found.bandwidth_bytes_per_s, found.flops_per_s, "read and multiply-add kernels on this device")
     weights = Weights(model.weight_bytes, model.active_weight_bytes, "the file's own tensors")
@@ -80,11 +66,6 @@ def measure_model(job: "Job", args: argparse.Namespace) -> Measured:
     lines = tuple(line_of(config, path, [row for row in rows if row.path == path.name], peaks) for path in job.paths)
     table = Table("measured", config.name, device.info.name, weights, peaks, tuple(rows), lines)
     return Measured(table, config, device.info.as_dict(), metadata.model_file(gguf.path), found.samples)
-
-
-def device_budget(info: "DeviceInfo", host_free: int) -> int:
-    """Bytes this process may fill: the device's heaps, and where they are the host's memory no more than is free."""
-    return min(info.memory, int(host_free * _HOST_SHARE)) if info.unified else info.memory
 
 
 def make_prompt(model: Any, config: ModelConfig, context: int, seed: int, questions: int) -> Prompt:
@@ -114,53 +95,73 @@ def measure_rows(
 ) -> list[Row]:
     """One row for each context and path, in that order."""
     total = sum(prompts) * len(paths) + len(prompts) * len(paths) * bench.plan.repeats * bench.plan.n_decode
-    rows = []
+    rows: list[Row] = []
     with _progress(total) as advance:
-        for context, prompt in prompts.items():
-            for path in paths:
-
-                def step(what: str, tokens: int, label: str = f"{path.name} at {context:,}") -> None:
-                    advance(f"{label}: {what}", tokens)
-
-                rows.append(measure_row(bench, path, prompt, open_session, step))
+        for prompt in prompts.values():
+            rows += measure_context(bench, paths, prompt, open_session, advance)
     return rows
 
 
-def measure_row(bench: Bench, path: Path, prompt: Prompt, open_session: OpenSession, step: Step) -> Row:
-    """Measure one path at one context; a combination over the budget, or one the device refuses, is a row that says
-    so."""
+def measure_context(
+    bench: Bench, paths: Sequence[Path], prompt: Prompt, open_session: OpenSession, advance: Step
+) -> list[Row]:
+    """All paths at one context, taking turns where their caches fit side by side, else one after the other."""
+    caches = [cache_bytes(bench.config, path.layout, path.cache_type, len(prompt.tokens)) for path in paths]
+    together = bench.weights.total_bytes + sum(caches) <= bench.budget
+    groups = [list(paths)] if together else [[path] for path in paths]
+    return [row for group in groups for row in _measure_group(bench, group, prompt, open_session, advance)]
+
+
+def _measure_group(
+    bench: Bench, paths: Sequence[Path], prompt: Prompt, open_session: OpenSession, advance: Step
+) -> list[Row]:
+    """Rows of paths whose sessions are open at the same time. A combination over the budget is not tried; one that the
+    device refuses is a row that says so."""
     context = len(prompt.tokens)
-    formula = cache_bytes(bench.config, path.layout, path.cache_type, context)
-    needed = bench.weights.total_bytes + formula
-    if needed > bench.budget:
-        return Row(path.name, context, formula, not_run="does not fit", needed_bytes=needed)
-    try:
-        session = open_session(path, context)
-    except DeviceError as error:
-        return Row(path.name, context, formula, not_run=f"does not fit: {error}", needed_bytes=needed)
-    try:
-        times = measure_prompt(session, prompt.tokens, prompt.document, bench.config.n_vocab, bench.plan, step)
-        depth = context - bench.plan.n_decode
-        decoded = measure_decode(session, depth, int(prompt.tokens[depth]), bench.plan, step)
-        return Row(
-            path.name,
-            context,
-            formula,
-            cache_bytes=session.cache_bytes,
-            decode_seconds=decoded.seconds,
-            decode_contexts=decoded.contexts,
-            decode_warmup_seconds=decoded.warmup_seconds,
-            prompt_seconds=times.seconds,
-            prompt_scored=times.scored,
-            first_token_seconds=times.first_token_seconds,
-            score=times.score,
-            unscored=prompt.unscored,
-            decode_bound=decode_bound(bench.config, bench.weights.active_bytes, path, context, bench.peaks),
-            prompt_bound=prompt_bound(bench.config, bench.weights, path, context, session.chunk, bench.peaks),
-            needed_bytes=needed,
-        )
-    finally:
-        session.close()
+    rows: dict[str, Row] = {}
+    running: dict[str, Measurement] = {}
+    with ExitStack() as stack:
+        for path in paths:
+            formula = cache_bytes(bench.config, path.layout, path.cache_type, context)
+            needed = bench.weights.total_bytes + formula
+            rows[path.name] = Row(path.name, context, formula, needed_bytes=needed)
+            if needed > bench.budget:
+                rows[path.name] = replace(rows[path.name], not_run="does not fit")
+                continue
+            try:
+                session = open_session(path, context)
+            except DeviceError as error:
+                rows[path.name] = replace(rows[path.name], not_run=f"does not fit: {error}")
+                continue
+            stack.callback(session.close)
+            step = _labelled(advance, f"{path.name} at {context:,}")
+            running[path.name] = Measurement(session, prompt, bench.config.n_vocab, bench.plan, step)
+        take_turns(list(running.values()), bench.plan)
+        for path in paths:
+            if path.name in running:
+                rows[path.name] = _finished(bench, path, rows[path.name], running[path.name])
+    return list(rows.values())
+
+
+def _finished(bench: Bench, path: Path, row: Row, found: Measurement) -> Row:
+    return replace(
+        row,
+        cache_bytes=found.session.cache_bytes,
+        decode_seconds=tuple(found.decode_seconds),
+        decode_contexts=found.decode_contexts,
+        decode_warmup_seconds=found.warmup_seconds,
+        prompt_seconds=tuple(found.prompt_seconds),
+        prompt_scored=found.prompt_scored,
+        first_token_seconds=tuple(found.first_token_seconds),
+        score=found.score,
+        unscored=found.prompt.unscored,
+        decode_bound=decode_bound(bench.config, bench.weights.active_bytes, path, row.context, bench.peaks),
+        prompt_bound=prompt_bound(bench.config, bench.weights, path, row.context, found.session.chunk, bench.peaks),
+    )
+
+
+def _labelled(advance: Step, label: str) -> Step:
+    return lambda what, tokens: advance(f"{label}: {what}", tokens)
 
 
 @contextmanager

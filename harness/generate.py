@@ -37,6 +37,7 @@ def run(args: argparse.Namespace) -> int:
     from model.layout import get_path
     from model.sampling import Sampler, SamplingParams
     from model.tokenizer import Tokenizer
+    from vkbackend.device import open_device
 
     path = get_path(args.path)
     params = SamplingParams(args.temp, args.top_k, args.top_p, args.min_p, args.seed)
@@ -45,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     prompt = prompt_tokens(tokenizer, args)
     n_ctx = len(prompt) + args.tokens
     warn_beyond_training(config, n_ctx)
-    session = open_session(load_model(args, gguf), path, n_ctx, args.chunk)
+    session = open_session(load_model(gguf, open_device(args.device)), path, n_ctx, args.chunk)
     try:
         sampler = None if params.temperature == 0 else Sampler(params)
         decoder = tokenizer.stream()
@@ -95,12 +96,11 @@ def continuation(session: "Session", prompt: list[int], sampler: "Sampler | None
         while True:
             token = session.decode(token)
             yield token
-    logits = session.prompt(prompt, "last")
+    session.prompt(prompt, "last")
     while True:
-        token = sampler(logits)
+        token = sampler(session.last_logits())
         yield token
         session.decode(token)
-        logits = session.last_logits()
 
 
 def _timing(n_prompt: int, times: list[float]) -> dict[str, Any]:

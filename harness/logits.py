@@ -35,6 +35,7 @@ def run(args: argparse.Namespace) -> int:
     from harness.running import load_model, open_file, open_session, warn_beyond_training
     from harness.units import bytes_text
     from model.layout import get_path
+    from vkbackend.device import open_device
 
     path = get_path(args.path)
     gguf, config = open_file(args)
@@ -42,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     warn_beyond_training(config, len(tokens))
     # The output file is opened before the work: a place that cannot be written is found out now.
     with replacing(args.output) as stream:
-        session = open_session(load_model(args, gguf), path, len(tokens), args.chunk)
+        session = open_session(load_model(gguf, open_device(args.device)), path, len(tokens), args.chunk)
         try:
             logits = np.empty((len(tokens), config.n_vocab), np.float32)
             piece = session.chunk * max(1, _PIECE_BYTES // (4 * config.n_vocab * session.chunk))

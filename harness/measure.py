@@ -1,15 +1,16 @@
-"""Measuring one path at one context on a session: prompt, score, first token, decoded tokens. `compare` and `bench`
-use it.
+"""Measuring sessions over one prompt, taking turns: score, prompt times, decoded tokens.
 
-The first prompt pass returns the logits of all positions and gives recall and perplexity. Where that pass was quick,
-the prompt is then timed again without the logits, several times; where it was long, its own time is the sample and
-the row says so (`prompt_scored`). Decoding is timed token by token from the same cached prompt, rewinding between
-repeats.
+A machine's speed drifts with whatever else it does, and measuring one path after the other would book the drift as a
+difference between them. So the paths of one context take turns, repeat by repeat, and ratios are taken within a turn.
+
+The first prompt pass returns the logits of all positions and gives recall and perplexity. Where it was quick, prompts
+are then timed again without those logits; where it was long, its own time is the one sample and the row says so
+(`prompt_scored`). Decoding goes over the prompt's last positions, so that the cache is full and not longer than asked.
 """
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from time import perf_counter
 from typing import Literal, Protocol
 
@@ -25,8 +26,11 @@ _LOGITS_BYTES = 64 * 2**20  # logits of at most this many bytes are asked for at
 class SessionLike(Protocol):
     """What measuring needs of model.engine.Session (tests use a fake)."""
 
-    chunk: int
-    cache_bytes: int
+    @property
+    def chunk(self) -> int: ...
+
+    @property
+    def cache_bytes(self) -> int: ...
 
     def prompt(self, tokens: Sequence[int], want: Want) -> np.ndarray | None: ...
 
@@ -39,125 +43,146 @@ class SessionLike(Protocol):
 
 @dataclass(frozen=True)
 class Plan:
-    """How much to measure: decoded tokens a repeat, repeats, warm-up tokens, and the seconds that repeated prompts
-    may take."""
+    """How much to measure: decoded tokens a repeat, repeats, warm-up tokens, and the seconds that each path's repeated
+    prompts may take."""
 
-    n_decode: int = 16
-    repeats: int = 3
+    n_decode: int = 12
+    repeats: int = 5
     warmup: int = 2
-    repeat_prompt_seconds: float = 2.0
+    repeat_prompt_seconds: float = 3.0
 
 
 @dataclass(frozen=True)
-class PromptTimes:
-    seconds: tuple[float, ...]
-    first_token_seconds: tuple[float, ...]
-    scored: bool
-    score: Score | None
+class Prompt:
+    """One context's tokens (int32 [context]) and where to score them, or why they cannot be scored."""
 
-
-@dataclass(frozen=True)
-class DecodeTimes:
-    """seconds[i] was spent on the token decoded with contexts[i] rows in the cache, its own included."""
-
-    seconds: tuple[float, ...]
-    contexts: tuple[int, ...]
-    warmup_seconds: tuple[float, ...]
+    tokens: np.ndarray
+    document: Document | None
+    unscored: str = ""
 
 
 Step = Callable[[str, int], None]  # (what is going on, tokens done since the last call)
 
 
-def measure_prompt(
-    session: SessionLike, tokens: np.ndarray, document: Document | None, n_vocab: int, plan: Plan, step: Step
-) -> PromptTimes:
-    """Run and time a prompt of int32 [T] `tokens` from an empty cache; with a `document` its score comes from the
-    first pass.
+@dataclass
+class Measurement:
+    """One session's samples: decode_seconds[repeat][i] was spent with decode_contexts[i] rows cached, its own too."""
 
-    Afterwards the cache holds the prompt.
-    """
-    step("warm-up", 0)
-    session.prompt(tokens[: session.chunk].tolist(), "none")
-    session.rewind(0)
-    started = perf_counter()
-    score, last = _scored_pass(session, tokens, document, n_vocab, step)
-    scored_seconds = perf_counter() - started
-    np.argmax(last)
-    scored_first = perf_counter() - started
-    if document is not None and scored_seconds > plan.repeat_prompt_seconds:
-        return PromptTimes((scored_seconds,), (scored_first,), True, score)
+    session: SessionLike
+    prompt: Prompt
+    n_vocab: int
+    plan: Plan
+    step: Step
+    score: Score | None = None
+    scored_seconds: float = 0.0
+    scored_first_token: float = 0.0
+    prompt_scored: bool = False
+    prompt_seconds: list[float] = field(default_factory=list)
+    first_token_seconds: list[float] = field(default_factory=list)
+    decode_seconds: list[tuple[float, ...]] = field(default_factory=list)
+    warmup_seconds: tuple[float, ...] = ()
 
-    seconds = [] if document is not None else [scored_seconds]
-    first_seconds = [] if document is not None else [scored_first]
-    # The first pass may have been slow for reasons that do not return, so one more is always taken after a scored pass.
-    while len(seconds) < plan.repeats and (not seconds or sum(seconds) + seconds[-1] <= plan.repeat_prompt_seconds):
-        session.rewind(0)
+    @property
+    def depth(self) -> int:
+        """Rows cached when decoding starts."""
+        return len(self.prompt.tokens) - self.plan.n_decode
+
+    @property
+    def decode_contexts(self) -> tuple[int, ...]:
+        return tuple(range(self.depth + 1, len(self.prompt.tokens) + 1))
+
+    def run_first_prompt(self) -> None:
+        """One warm-up chunk, then the pass that scores; the cache holds the prompt afterwards."""
+        self.step("warm-up", 0)
+        self.session.prompt(self.prompt.tokens[: self.session.chunk].tolist(), "none")
+        self.session.rewind(0)
         started = perf_counter()
-        last = session.prompt(tokens.tolist(), "last")
-        seconds.append(perf_counter() - started)
-        np.argmax(_present(last))
-        first_seconds.append(perf_counter() - started)
-        step("prompt", 0)
-    return PromptTimes(tuple(seconds), tuple(first_seconds), False, score)
+        self.score, logits = _scored_pass(self.session, self.prompt, self.n_vocab, self.step)
+        self.scored_seconds = perf_counter() - started
+        np.argmax(logits)
+        self.scored_first_token = perf_counter() - started
 
+    def keep_first_prompt(self) -> None:
+        """Take the first pass's time as the prompt's only sample."""
+        self.prompt_seconds = [self.scored_seconds]
+        self.first_token_seconds = [self.scored_first_token]
+        self.prompt_scored = self.prompt.document is not None
 
-def measure_decode(session: SessionLike, n_past: int, first_token: int, plan: Plan, step: Step) -> DecodeTimes:
-    """Decode greedily from `n_past` cached rows, beginning with `first_token`, `plan.repeats` times from the same
-    place.
-
-    The session holds at least `n_past` rows when called and exactly `n_past` afterwards.
-    """
-    session.rewind(n_past)
-    warmup = _decode(session, first_token, min(plan.warmup, plan.n_decode))
-    seconds: list[float] = []
-    contexts: list[int] = []
-    for repeat in range(plan.repeats):
-        session.rewind(n_past)
-        seconds += _decode(session, first_token, plan.n_decode)
-        contexts += range(n_past + 1, n_past + plan.n_decode + 1)
-        step(f"decoding, repeat {repeat + 1} of {plan.repeats}", plan.n_decode)
-    session.rewind(n_past)
-    return DecodeTimes(tuple(seconds), tuple(contexts), tuple(warmup))
-
-
-def _decode(session: SessionLike, token: int, count: int) -> list[float]:
-    seconds = []
-    for _ in range(count):
+    def time_prompt(self) -> None:
+        self.step("prompt again", 0)
+        self.session.rewind(0)
         started = perf_counter()
-        token = session.decode(token)
-        seconds.append(perf_counter() - started)
-    return seconds
+        logits = self.session.prompt(self.prompt.tokens.tolist(), "last")
+        self.prompt_seconds.append(perf_counter() - started)
+        np.argmax(_present(logits))
+        self.first_token_seconds.append(perf_counter() - started)
+
+    def warm_up_decode(self) -> None:
+        self.step("warm-up", 0)
+        self.warmup_seconds = self._decode(min(self.plan.warmup, self.plan.n_decode))
+
+    def time_decode(self) -> None:
+        self.decode_seconds.append(self._decode(self.plan.n_decode))
+        self.step("decoding", self.plan.n_decode)
+
+    def _decode(self, count: int) -> tuple[float, ...]:
+        """Decode `count` tokens greedily from `depth` on, beginning with the prompt's own token there."""
+        self.session.rewind(self.depth)
+        token = int(self.prompt.tokens[self.depth])
+        seconds = []
+        for _ in range(count):
+            started = perf_counter()
+            token = self.session.decode(token)
+            seconds.append(perf_counter() - started)
+        return tuple(seconds)
 
 
-def _scored_pass(
-    session: SessionLike, tokens: np.ndarray, document: Document | None, n_vocab: int, step: Step
-) -> tuple[Score | None, np.ndarray]:
+def take_turns(measurements: Sequence[Measurement], plan: Plan) -> None:
+    """Fill all measurements of one context; whether prompts are repeated is decided for all of them alike."""
+    for each in measurements:
+        each.run_first_prompt()
+    slowest = max((each.scored_seconds for each in measurements), default=0.0)
+    # At least two repeats, or none: a single one would say no more than the pass that is there already.
+    repeats = min(plan.repeats, int(plan.repeat_prompt_seconds / max(slowest, 1e-9)))
+    if repeats < 2:
+        for each in measurements:
+            each.keep_first_prompt()
+    else:
+        for _ in range(repeats):
+            for each in measurements:
+                each.time_prompt()
+    for each in measurements:
+        each.warm_up_decode()
+    for _ in range(plan.repeats):
+        for each in measurements:
+            each.time_decode()
+
+
+def _scored_pass(session: SessionLike, prompt: Prompt, n_vocab: int, step: Step) -> tuple[Score | None, np.ndarray]:
     """One pass over the prompt in pieces small enough to hold their logits; returns the score and the last logits."""
-    total = len(tokens)
-    rows = max(1, _LOGITS_BYTES // (4 * n_vocab))
-    piece = session.chunk * max(1, rows // session.chunk)
+    document, total = prompt.document, len(prompt.tokens)
+    piece = session.chunk * max(1, _LOGITS_BYTES // (4 * n_vocab * session.chunk))
     log_sum, text_tokens, right = 0.0, 0, 0
-    last = np.empty(0, np.float32)
+    last: np.ndarray | None = None
     for start in range(0, total, piece):
-        part = tokens[start : start + piece].tolist()
+        part = prompt.tokens[start : start + piece].tolist()
         if document is None:
             want: Want = "last" if start + piece >= total else "none"
-            logits = session.prompt(part, want)
-            last = last if logits is None else logits
+            last = session.prompt(part, want)
         else:
-            logits = _present(session.prompt(part, "all"))
-            last = logits[-1]
+            rows = _present(session.prompt(part, "all"))
+            last = rows[-1]
             inside = _slice(document, start, start + len(part))
             if count := len(inside.text_positions):
-                log_sum += math.log(score_perplexity(inside, logits)) * count
+                log_sum += math.log(score_perplexity(inside, rows)) * count
                 text_tokens += count
             if len(inside.answer_positions):
-                right += int((logits[inside.answer_positions].argmax(axis=1) == inside.answers).sum())
+                right += int((rows[inside.answer_positions].argmax(axis=1) == inside.answers).sum())
         step("prompt", len(part))
     if document is None:
-        return None, last
+        return None, _present(last)
     perplexity = math.exp(log_sum / text_tokens) if text_tokens else None
-    return Score(len(document.answer_positions), right, text_tokens, perplexity), last
+    return Score(len(document.answer_positions), right, text_tokens, perplexity), _present(last)
 
 
 def _slice(document: Document, start: int, stop: int) -> Document:

@@ -50,7 +50,7 @@ def predict_row(
         path.name,
         context,
         formula,
-        decode_seconds=(decode.seconds,),
+        decode_seconds=((decode.seconds,),),
         decode_contexts=(context,),
         prompt_seconds=(prompt.seconds,),
         first_token_seconds=(prompt.seconds,),

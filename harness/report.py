@@ -8,28 +8,26 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from rich import box
-from rich.console import Console, Group, RenderableType
+from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
 from harness.results import BASE_PATH, Record, Row, Table, ratios
 from harness.roofline import Peaks
 from harness.stats import Ratio
-from harness.units import bytes_text, rate_text, seconds_text, significant
+from harness.units import bytes_text, decimal_bytes_text, rate_text, seconds_text, significant
 
 LINES_TITLE = "Seconds per decoded token as a straight line in context (B/token: its slope times the bandwidth):"
-WIDE = 112  # columns that the one-piece table needs; narrower terminals get it in two pieces
 NONE = "n/a"
 _TIMES = f"x {BASE_PATH}"
 _MEMORY = ("cache", "formula", _TIMES)
-_SPEED = ("decode tok/s", _TIMES, "prompt tok/s", _TIMES, "first token", _TIMES)
-_QUALITY = ("recall %", "perplexity")
+_SPEED = ("decode\ntok/s", _TIMES, "prompt\ntok/s", _TIMES, "first\ntoken", _TIMES)
+_QUALITY = ("recall\n%", "perplexity")
 
 
 @dataclass(frozen=True)
 class Grid:
-    """A table as strings: the first `labels` columns are left-aligned, the rest are figures; `breaks` are first rows
-    of blocks."""
+    """A table as strings: the first `labels` columns are text, the rest figures; `breaks` are first rows of blocks."""
 
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
@@ -120,7 +118,15 @@ def lines(table: Table) -> Grid:
                 entry.governs or NONE,
             )
         )
-    columns = ("path", "at context 0", "slope", "slope B/token", "cache B/token", "FLOP/cache B", "bound by")
+    columns = (
+        "path",
+        "at context\n0",
+        "slope",
+        "slope\nB/token",
+        "cache\nB/token",
+        "FLOP per\ncache B",
+        "decode\nbound by",
+    )
     return Grid(columns, tuple(rows), labels=1)
 
 
@@ -130,8 +136,8 @@ def notes(table: Table) -> list[str]:
     if table.peaks is not None:
         found.append(_peaks_note(table.kind, table.peaks))
     found.append(
-        f"Weights: {table.weights.total_bytes / 1e9:.3g} GB, of which a decoded token reads "
-        f"{table.weights.active_bytes / 1e9:.3g} GB ({table.weights.source})."
+        f"Weights: {decimal_bytes_text(table.weights.total_bytes)}, of which a decoded token reads "
+        f"{decimal_bytes_text(table.weights.active_bytes)} ({table.weights.source})."
     )
     found += [_blow_up(table)] if len({row.path for row in table.rows}) > 1 else []
     found += [
@@ -142,11 +148,7 @@ def notes(table: Table) -> list[str]:
     ]
     found += _reached(table)
     found += [f"No scores: {why}." for why in dict.fromkeys(row.unscored for row in table.rows if row.unscored)]
-    if any(row.prompt_scored for row in table.rows):
-        scored = sorted({row.context for row in table.rows if row.prompt_scored})
-        found.append(
-            f"Prompt times at {_listing(scored)} are of the one pass that also returned all logits for the score."
-        )
+    found += _single_runs(table)
     if table.kind == "predicted":
         found.append(
             "Predicted: ≤ and ≥ mark bounds that the chip's peaks set; no run was made. Real runtimes stay below."
@@ -190,29 +192,41 @@ def _reached(table: Table) -> list[str]:
     return [f"Decode reached of what the measured peaks allow: {', '.join(parts)}."] if parts else []
 
 
-def _listing(values: Sequence[int]) -> str:
-    return " and ".join(f"{value:,}" for value in values)
+def _single_runs(table: Table) -> list[str]:
+    if table.kind == "predicted":
+        return []
+    contexts = sorted({row.context for row in table.rows if len(row.prompt_seconds) == 1})
+    if not contexts:
+        return []
+    scored = any(row.prompt_scored for row in table.rows)
+    also = ", which also returned all logits for the score" if scored else ""
+    places = " and ".join(f"{context:,}" for context in contexts)
+    return [f"Prompt figures at {places} rest on one run each{also}: nothing says how much they vary."]
 
 
 def show(record: Record, console: Console) -> None:
-    """Print all tables of the record, fitted to the console's width."""
+    """Print all tables of the record; the comparison in one piece where the console is wide enough, else in two."""
     for table in record.tables:
-        console.print(_rich(table, console.width))
+        console.print(Text(heading(table), style="bold"), end="\n\n")
+        for grid in _pieces(table, console):
+            console.print(_rich_grid(grid), "")
+        console.print(LINES_TITLE, end="\n\n")
+        console.print(_rich_grid(lines(table)), "")
+        for note in notes(table):
+            console.print(Text(note, style="dim"))
+        console.print()
 
 
-def _rich(table: Table, width: int) -> RenderableType:
+def _pieces(table: Table, console: Console) -> list[Grid]:
     quality = (_QUALITY,) if table.kind == "measured" else ()
-    pieces = [(_MEMORY, _SPEED, *quality)] if width >= WIDE else [(_MEMORY, *quality), (_SPEED,)]
-    parts: list[RenderableType] = [Text(heading(table), style="bold"), Text()]
-    for piece in pieces:
-        parts += [_rich_grid(comparison(table, piece)), Text()]
-    parts += [Text(LINES_TITLE), Text(), _rich_grid(lines(table)), Text()]
-    parts += [Text(note, style="dim") for note in notes(table)]
-    return Group(*parts, Text())
+    whole = comparison(table, (_MEMORY, _SPEED, *quality))
+    if console.measure(_rich_grid(whole), options=console.options.update(width=1000)).maximum <= console.width:
+        return [whole]
+    return [comparison(table, (_MEMORY, *quality)), comparison(table, (_SPEED,))]
 
 
 def _rich_grid(grid: Grid) -> RichTable:
-    shown = RichTable(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, show_edge=False)
+    shown = RichTable(box=box.SIMPLE_HEAD, padding=(0, 1), collapse_padding=True, pad_edge=False, show_edge=False)
     for index, column in enumerate(grid.columns):
         shown.add_column(column, justify="left" if index < grid.labels else "right")
     for index, row in enumerate(grid.rows):
@@ -228,7 +242,7 @@ def markdown(record: Record, json_name: str) -> str:
     parts = [f"# MLA against its fallback: {title}", _provenance(record, json_name)]
     for table in record.tables:
         quality = (_QUALITY,) if table.kind == "measured" else ()
-        parts.append(f"## {heading(table)[0].upper()}{heading(table)[1:]}")
+        parts.append(f"## {heading(table)}")
         parts.append(_markdown_grid(comparison(table, (_MEMORY, _SPEED, *quality))))
         parts.append(LINES_TITLE)
         parts.append(_markdown_grid(lines(table)))
@@ -256,5 +270,5 @@ def _provenance(record: Record, json_name: str) -> str:
 
 def _markdown_grid(grid: Grid) -> str:
     rule = [":--" if index < grid.labels else "--:" for index in range(len(grid.columns))]
-    rows = [grid.columns, rule, *grid.rows]
+    rows = [tuple(column.replace("\n", " ") for column in grid.columns), rule, *grid.rows]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)

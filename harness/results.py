@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from harness.atomic import write_text
 from harness.roofline import Bound, Line, Peaks, Weights
-from harness.stats import Ratio, median, ratio_of_medians
+from harness.stats import Ratio, median, paired_ratio
 
 SCHEMA = "latentvk.compare"
 SCHEMA_VERSION = 1
@@ -45,7 +45,7 @@ class Row:
     context: int
     cache_bytes_formula: int
     cache_bytes: int | None = None
-    decode_seconds: tuple[float, ...] = ()
+    decode_seconds: tuple[tuple[float, ...], ...] = ()
     decode_contexts: tuple[int, ...] = ()
     decode_warmup_seconds: tuple[float, ...] = ()
     prompt_seconds: tuple[float, ...] = ()
@@ -68,7 +68,7 @@ class Row:
 
     @property
     def decode_rate(self) -> float | None:
-        return 1 / median(self.decode_seconds) if self.decode_seconds else None
+        return 1 / median([x for repeat in self.decode_seconds for x in repeat]) if self.decode_seconds else None
 
     @property
     def prompt_rate(self) -> float | None:
@@ -142,11 +142,11 @@ def ratios(row: Row, base: Row | None) -> dict[str, Ratio]:
         return {}
     found = {"cache_bytes": Ratio(row.cache_figure / base.cache_figure)}
     if row.decode_seconds and base.decode_seconds:
-        found["decode_rate"] = ratio_of_medians(base.decode_seconds, row.decode_seconds)
+        found["decode_rate"] = paired_ratio(base.decode_seconds, row.decode_seconds)
     if row.prompt_seconds and base.prompt_seconds:
-        found["prompt_rate"] = ratio_of_medians(base.prompt_seconds, row.prompt_seconds)
+        found["prompt_rate"] = paired_ratio(_single(base.prompt_seconds), _single(row.prompt_seconds))
     if row.first_token_seconds and base.first_token_seconds:
-        found["first_token_seconds"] = ratio_of_medians(row.first_token_seconds, base.first_token_seconds)
+        found["first_token_seconds"] = paired_ratio(_single(row.first_token_seconds), _single(base.first_token_seconds))
     for name, value, reference in (
         ("recall_percent", row.recall, base.recall),
         ("perplexity", row.perplexity, base.perplexity),
@@ -154,6 +154,11 @@ def ratios(row: Row, base: Row | None) -> dict[str, Ratio]:
         if value is not None and reference:
             found[name] = Ratio(value / reference)
     return found
+
+
+def _single(samples: Sequence[float]) -> list[tuple[float]]:
+    """Samples as repeats of one sample each."""
+    return [(sample,) for sample in samples]
 
 
 def to_json(record: Record) -> dict[str, Any]:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from model.engine import Model, Session
     from model.gguf_file import GGUFFile
     from model.layout import Path
+    from vkbackend.device import Device
 
 
 def open_file(args: argparse.Namespace) -> "tuple[GGUFFile, ModelConfig]":
@@ -24,12 +25,9 @@ def open_file(args: argparse.Namespace) -> "tuple[GGUFFile, ModelConfig]":
     return gguf, config
 
 
-def load_model(args: argparse.Namespace, gguf: "GGUFFile") -> "Model":
-    """The model on the device that --device names. Raises DeviceError when there is none or it is too small."""
-    from vkbackend.device import open_device
-
-    device = open_device(args.device)  # before the engine's import, which without a Vulkan loader would be a traceback
-    from model.engine import Model
+def load_model(gguf: "GGUFFile", device: "Device") -> "Model":
+    """The model on an open device. Raises DeviceError when the device cannot hold the weights."""
+    from model.engine import Model  # not at the top: without a Vulkan loader importing it is a traceback
 
     return Model.load(gguf, device)
 

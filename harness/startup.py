@@ -74,10 +74,11 @@ def first_token(args: argparse.Namespace) -> dict[str, Any]:
     done("python started")
     from harness.running import load_model, open_file, open_session
     from model.layout import get_path
+    from vkbackend.device import open_device
 
     gguf, _ = open_file(args)
     done("file checked")
-    model = load_model(args, gguf)
+    model = load_model(gguf, open_device(args.device))
     done("model loaded")
     session = open_session(model, get_path(args.path), 256, None)
     done("session ready")

@@ -12,6 +12,14 @@ def bytes_text(value: float) -> str:
     return f"{value:,.0f} B" if unit == 0 else f"{significant(value, 4)} {_BINARY[unit]}"
 
 
+def decimal_bytes_text(value: float) -> str:
+    """Bytes with a decimal unit, as bandwidths have: '2.17 GB'."""
+    for size, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if value >= size:
+            return f"{significant(value / size)} {unit}"
+    return f"{value:,.0f} B"
+
+
 def rate_text(value: float) -> str:
     """Tokens a second, three significant digits."""
     return significant(value)

@@ -27,14 +27,28 @@ def test_deviation_is_that_of_a_sample() -> None:
     assert stats.deviation([3.0]) == 0.0
 
 
-def test_ratio_says_when_samples_show_no_difference() -> None:
-    same = stats.ratio_of_medians([1.0, 1.2, 0.9, 1.1], [1.05, 0.95, 1.15, 1.0])
+def test_ratio_says_when_repeats_show_no_difference() -> None:
+    same = stats.paired_ratio([[1.0], [1.2], [0.9]], [[1.05], [0.95], [1.15]])
     assert same.distinct is False
-    apart = stats.ratio_of_medians([2.0, 2.1, 1.9, 2.05], [1.0, 1.1, 0.95, 1.02])
+    apart = stats.paired_ratio([[2.0, 9.0, 2.0], [2.1, 2.1, 2.1]], [[1.0, 1.0, 1.0], [1.05, 1.05, 1.05]])
     assert apart.distinct is True
-    assert apart.value == pytest.approx(2.025 / 1.01)
-    assert apart == stats.ratio_of_medians([2.0, 2.1, 1.9, 2.05], [1.0, 1.1, 0.95, 1.02])
-    assert stats.ratio_of_medians([2.0], [1.0, 1.1]).distinct is None
+    assert apart.value == pytest.approx(2.1 / 1.025)  # medians over all six samples of each side
+    assert (apart.low, apart.high) == (pytest.approx(2.0), pytest.approx(2.0))  # both pairs' medians have the ratio 2
+    assert stats.paired_ratio([[2.0]], [[1.0]]).distinct is None
+    assert stats.paired_ratio([[2.0], [2.0]], [[1.0]]).distinct is None
+
+
+def test_a_drift_that_both_sides_share_cancels() -> None:
+    drift = [1.0, 3.0, 2.0, 7.0]
+    found = stats.paired_ratio([[1.5 * x] for x in drift], [[x] for x in drift])
+    assert (found.value, found.low, found.high) == pytest.approx((1.5, 1.5, 1.5))
+
+
+def test_interval_is_students() -> None:
+    # Logs of the pairs' ratios are 0 and ln 4: mean ln 2, deviation ln 4 / sqrt 2, so half the width is 12.706 ln 2.
+    found = stats.paired_ratio([[1.0], [4.0]], [[1.0], [1.0]])
+    assert found.low == pytest.approx(2 ** (1 - 12.706))
+    assert found.high == pytest.approx(2 ** (1 + 12.706))
 
 
 @pytest.mark.parametrize(
@@ -63,13 +77,13 @@ def test_significant(value: float, text: str) -> None:
 
 def test_rates_are_of_medians_and_ratios_point_to_faster() -> None:
     base = row(
-        "mla", 512, cache_bytes=10, decode_seconds=(0.1, 0.1, 5.0), prompt_seconds=(2.0,), first_token_seconds=(2.0,)
+        "mla", 512, cache_bytes=10, decode_seconds=((0.1, 0.1, 5.0),), prompt_seconds=(2.0,), first_token_seconds=(2.0,)
     )
     other = row(
         "mha",
         512,
         cache_bytes=178,
-        decode_seconds=(0.2, 0.2, 0.2),
+        decode_seconds=((0.2, 0.2, 0.2),),
         prompt_seconds=(1.0,),
         first_token_seconds=(1.0,),
         score=Score(4, 3, 100, 8.0),
@@ -86,7 +100,7 @@ def test_rates_are_of_medians_and_ratios_point_to_faster() -> None:
 
 
 def test_a_row_that_did_not_run_keeps_its_cache_ratio() -> None:
-    base = Row("mla", 512, 10, cache_bytes=10, decode_seconds=(0.1,))
+    base = Row("mla", 512, 10, cache_bytes=10, decode_seconds=((0.1,),))
     refused = Row("mha", 512, 178, not_run="does not fit", needed_bytes=1000)
     assert {name: ratio.value for name, ratio in ratios(refused, base).items()} == {"cache_bytes": 17.8}
     table = record(base, refused).tables[0]
@@ -95,12 +109,12 @@ def test_a_row_that_did_not_run_keeps_its_cache_ratio() -> None:
 
 
 def test_record_as_json_keeps_all_samples_and_names_its_schema(tmp_path: Path) -> None:
-    rows = (row("mla", 512, cache_bytes=100, decode_seconds=(0.1, 0.3), decode_warmup_seconds=(9.0,)),)
+    rows = (row("mla", 512, cache_bytes=100, decode_seconds=((0.1,), (0.3,)), decode_warmup_seconds=(9.0,)),)
     write_record(record(*rows), tmp_path / "r.json")
     found = json.loads((tmp_path / "r.json").read_text())
     assert (found["schema"], found["schema_version"]) == (results.SCHEMA, results.SCHEMA_VERSION)
     shown = found["tables"][0]["rows"][0]
-    assert shown["decode_seconds"] == [0.1, 0.3]
+    assert shown["decode_seconds"] == [[0.1], [0.3]]
     assert shown["decode_warmup_seconds"] == [9.0]
     assert shown["decode_rate"] == 5.0
     assert shown["ratio_to_mla"]["cache_bytes"]["value"] == 1.0
@@ -109,7 +123,7 @@ def test_record_as_json_keeps_all_samples_and_names_its_schema(tmp_path: Path) -
 
 def test_every_field_of_the_record_is_explained_in_the_schema_document() -> None:
     text = (Path(__file__).parents[2] / "results" / "README.md").read_text()
-    plain = to_json(record(row("mla", 512, decode_seconds=(0.1,), score=Score(1, 1, 1, 1.0))))
+    plain = to_json(record(row("mla", 512, decode_seconds=((0.1,),), score=Score(1, 1, 1, 1.0))))
     fields = set(plain) | set(plain["tables"][0]) | set(plain["tables"][0]["rows"][0])
     fields |= set(plain["tables"][0]["rows"][0]["score"])
     assert [name for name in sorted(fields) if f"`{name}`" not in text] == []
