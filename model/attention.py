@@ -20,7 +20,8 @@ from vkbackend.device import Device
 from vkbackend.program import Program
 
 # A lane's registers for queries and accumulators, in pairs of f32. A CPU keeps them in its first cache (measured on
-# lavapipe, GLM's widths: 5 heads 18.5 GFLOP/s, 10 heads 20.8, but 20 s of compiling at 20); a GPU has 256 registers a lane.
+# lavapipe with GLM's widths: 5 heads 18.5 GFLOP/s, 10 heads 20.8, but 20 heads take 20 s to compile); a GPU has 256
+# registers a lane.
 _PAIRS_CPU, _PAIRS_GPU = 360, 64
 # Workgroups that fill a device with one token's attention; lavapipe: a few for each core.
 _GROUPS_CPU, _GROUPS_GPU = 16, 256

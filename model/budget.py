@@ -31,6 +31,7 @@ def require_fit(info: DeviceInfo, config: ModelConfig, path: Path, n_ctx: int, u
     largest = max(0, max_context(config, path.layout, path.cache_type, max(0, free)))
     other = "" if path.layout is CacheLayout.LATENT else " or --path mla"
     raise DeviceError(
-        f"{what}context {n_ctx} on path {path.name} needs {needed} bytes of cache; {info.name} has {max(0, free)} left: "
+        f"{what}context {n_ctx} on path {path.name} needs {needed} bytes of cache; {info.name} has {max(0, free)} "
+        "left: "
         f"use a context of at most {largest}{other}"
     )

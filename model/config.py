@@ -221,7 +221,6 @@ def _read(gguf: GGUFFile) -> dict[str, Any]:
         "n_dense": (int, 0),
         "n_embd": (int, None),
         "n_head": (int, None),
-        "q_lora": (int, 0),
         "kv_lora": (int, None),
         "qk_rope": (int, None),
         "n_ff": (int, None),
@@ -249,13 +248,13 @@ def _read(gguf: GGUFFile) -> dict[str, Any]:
     tokens = gguf.kv.get("tokenizer.ggml.tokens")
     n_vocab = len(tokens) if isinstance(tokens, list) else keys.get(KEYS["n_vocab"], int)
 
-    split = any(name.endswith(".attn_k_b.weight") for name in gguf.tensors)
+    has_joint, has_split = _has(gguf, "attn_kv_b.weight"), _has(gguf, "attn_k_b.weight")
+    split = has_split or not has_joint  # neither: the check of the tensors says what is missing
     if split or f"{ARCHITECTURE}.{KEYS['qk_nope']}" in gguf.kv:
         key_dim, v_head = keys.get(KEYS["qk_nope"], int), keys.get(KEYS["v_head"], int)
     else:  # files with attn_kv_b only: the plain keys are the per-head sizes
         key_dim, v_head = keys.get("attention.key_length", int), keys.get("attention.value_length", int)
-    if not any(name.endswith(".attn_q_a.weight") for name in gguf.tensors):
-        values["q_lora"] = 0
+    values["q_lora"] = 0 if _has(gguf, "attn_q.weight") else keys.get(KEYS["q_lora"], int)
     return values | {
         "name": str(gguf.kv.get("general.name", gguf.path.stem)),
         "n_layer": n_blocks - values["n_nextn"],
@@ -264,10 +263,15 @@ def _read(gguf: GGUFFile) -> dict[str, Any]:
         "v_head": v_head,
         "gating": _gating(keys, n_blocks, n_vocab),
         "yarn": _yarn(keys),
-        "expert_bias": any(name.endswith(".exp_probs_b.bias") for name in gguf.tensors),
+        "expert_bias": _has(gguf, "exp_probs_b.bias"),
         "tied_output": "output.weight" not in gguf.tensors,
         "split_kv_b": split,
     }
+
+
+def _has(gguf: GGUFFile, suffix: str) -> bool:
+    """Whether any layer has the tensor."""
+    return any(name.endswith(f".{suffix}") for name in gguf.tensors)
 
 
 def _gating(keys: TypedKeys, n_blocks: int, n_vocab: int) -> str:

@@ -54,7 +54,8 @@ class DeviceWeights:
     def need_transposed_k_b(self) -> None:
         """Make, once, each layer's k_b as [head, nope, kv_lora] in f32, by which the MHA fallback expands keys.
 
-        The file stores [head, kv_lora, nope], whose rows are what absorption reads; f32 keeps the dequantised values exact.
+        The file stores [head, kv_lora, nope], whose rows are what absorption reads; f32 keeps the dequantised values
+        exact.
         """
         for layer in range(self._config.n_layer):
             key = f"blk.{layer}.attn_k_b_transposed"

@@ -50,7 +50,8 @@ class Model:
         needed, free = predicted_bytes(config, gguf), available_bytes(device.info)
         if needed > free:
             raise DeviceError(
-                f"{gguf.path}: weights of {needed} bytes; {device.info.name} has {free} left: use a smaller quantisation"
+                f"{gguf.path}: weights of {needed} bytes; {device.info.name} has {free} left: "
+                "use a smaller quantisation"
             )
         return cls(gguf, config, device)
 
@@ -81,7 +82,8 @@ def require_widths(config: ModelConfig, source: str) -> None:
     for field in widths:
         if getattr(config, field) % 4:
             raise InputError(
-                f"{source}: {field} is {getattr(config, field)}, expected a multiple of 4; use a model of other dimensions"
+                f"{source}: {field} is {getattr(config, field)}, expected a multiple of 4; "
+                "use a model of other dimensions"
             )
 
 

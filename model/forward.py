@@ -47,7 +47,6 @@ class Forward:
         self._body(self.decode, 1)
         self._head_last(self.decode)
         self.chunk = Program(device, "chunk")
-        # A capacity of 1 would choose the matrix-vector kernels, whose routing needs no grouping: that is right too.
         self._body(self.chunk, chunk)
         self.head_last = Program(device, "head_last")
         self._head_last(self.head_last)
@@ -100,7 +99,7 @@ class Forward:
         )
 
     def head_all(self) -> tuple[Program, Buffer]:
-        """Logits of every token of a chunk: the program and its output, [chunk, n_vocab] f32; made when first asked for."""
+        """Logits of every token of a chunk, made when first asked for: the program and its output [chunk, n_vocab]."""
         if self._head_all is None:
             c = self._config
             out = Buffer(self._device, 4 * self._chunk * c.n_vocab, "logits_all", host=True)

@@ -23,8 +23,8 @@ Q = GGMLQuantizationType
 # Narrow ones (lavapipe's 8): matmul.comp with one token, measured at 5.3 G weights/s of Q4_K against 3.3.
 NARROW_SUBGROUP = 16
 MATVEC_ROWS, MATVEC_ROWS_F32 = 4, 2
-# A chunk: rows a lane by tokens of matmul.comp. On lavapipe 27 GFLOP/s for Q4_K, against 22 at 2 x 16, where compiling takes
-# five times as long.
+# A chunk: rows a lane by tokens of matmul.comp. On lavapipe 27 GFLOP/s for Q4_K, against 22 at 2 x 16, where compiling
+# takes five times as long.
 MATMUL_ROWS, MATMUL_TOKENS = 2, 4
 
 
@@ -77,8 +77,8 @@ def linear(
 ) -> None:
     """y[token][batch] (+)= W[batch] x[token][batch] for every matrix of ``weight``.
 
-    ``tokens`` is the chunk's capacity (1: matrix-vector). ``cache_extent`` is "ROWS" or "UNITS" when the weight is a cache
-    of which only the filled rows, or columns, take part.
+    ``tokens`` is the chunk's capacity (1: matrix-vector). ``cache_extent`` is "ROWS" or "UNITS" when the weight is a
+    cache of which only the filled rows, or columns, take part.
     """
     extent = {f"{cache_extent}_FROM_CACHE": "1"} if cache_extent else {}
     for shard in weight.shards:
@@ -118,8 +118,8 @@ def routed_linear(
 ) -> None:
     """y[token][slot] = W[expert of (token, slot)] x, the experts' ids read on the device.
 
-    ``x.batch`` is 0 when a token's slots share one input (gate, up), else the distance between slots (down); then inputs
-    of all (token, slot) pairs must be consecutive. ``routing`` holds the buffers chosen, counts and pairs.
+    ``x.batch`` is 0 when a token's slots share one input (gate, up), else the distance between slots (down); then
+    inputs of all (token, slot) pairs must be consecutive. ``routing`` holds the buffers chosen, counts and pairs.
     """
     shared = x.batch == 0
     for shard in weight.shards:

@@ -1,14 +1,15 @@
 """Weights on the device: each tensor's plan (keep, repack, pad, split) and its one upload from the memory map.
 
-A tensor is a stack of ``matrices`` (experts, heads; 1 for a plain matrix) of ``rows`` by ``columns``. Formats whose blocks
-are no whole number of 32-bit words are repacked: all payloads, then all f16 scales. Rows are padded to units of 32
-columns. What exceeds one binding is split, between matrices where there are several, else between rows.
+A tensor is a stack of ``matrices`` (experts, heads; 1 for a plain matrix) of ``rows`` by ``columns``. Formats whose
+blocks are no whole number of 32-bit words are repacked: all payloads, then all f16 scales. Rows are padded to units of
+32 columns. What exceeds one binding is split, between matrices where there are several, else between rows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,7 @@ _REPACKED = {
     Q.Q5_0: (slice(2, 22), slice(0, 2)),
     Q.Q6_K: (slice(0, 208), slice(208, 210)),
 }
-_PLAIN = {Q.F32: np.dtype(np.float32), Q.F16: np.dtype(np.float16)}
+_PLAIN = {Q.F32: 4, Q.F16: 2}  # bytes an element
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ def _pack_into(words: NDArray[np.uint32], source: NDArray[np.uint8], kind: GGMLQ
         target[: blocks * length].view(f"V{length}")[:] = view["payload"]
         target[blocks * length : blocks * (length + scale_length)].view("V2")[:] = view["scale"]
         return
-    width = _PLAIN[kind].itemsize * columns
+    width = _PLAIN[kind] * columns
     padded = row_bytes(kind, columns)
     target[: source.size // width * padded].reshape(-1, padded)[:, :width] = source.reshape(-1, width)
 
@@ -156,7 +157,7 @@ def stack_upload(
         payload = _REPACKED[kind][0] if kind in _REPACKED else slice(0, 0)
         scale_base = n_rows * (columns // block) * (payload.stop - payload.start) // 4
         buffer = Buffer(device, n_rows * device_row, label)
-        buffer.fill(lambda words, part=part: _pack_into(words, part, kind, columns))
+        buffer.fill(partial(_pack_into, source=part, kind=kind, columns=columns))
         shards.append(Shard(buffer, first, end, scale_base))
     done()
     return Weight(name, kind, matrices, rows, columns, tuple(shards))

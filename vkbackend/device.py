@@ -25,8 +25,8 @@ _NO_LOADER = (
     "install libvulkan1 and a driver (mesa-vulkan-drivers), or run `make demo`, which does both"
 )
 _NO_DEVICE = (
-    "the Vulkan loader found no device; expected at least one: install a driver (mesa-vulkan-drivers has AMD's, Intel's "
-    "and the CPU's), and check VK_DRIVER_FILES and VK_ICD_FILENAMES if they are set"
+    "the Vulkan loader found no device; expected at least one: install a driver (mesa-vulkan-drivers has AMD's, "
+    "Intel's and the CPU's), and check VK_DRIVER_FILES and VK_ICD_FILENAMES if they are set"
 )
 
 
@@ -193,12 +193,12 @@ def open_device(selector: str | None = None) -> Device:
     """Open the device named by ``selector``, else by the environment's LATENTVK_DEVICE, else the best one.
 
     Raises:
-        DeviceError: there is no loader, no driver, no matching device, or it lacks timestamps or subgroups of 4 to 128.
+        DeviceError: there is no loader, no driver, no matching device, or its subgroups are not of 8 to 128.
     """
     info = select_device(list_devices(), selector or os.environ.get("LATENTVK_DEVICE"))
     size = info.subgroup_size
-    if not 4 <= size <= 128 or size & (size - 1):
+    if not 8 <= size <= 128 or size & (size - 1):
         raise DeviceError(
-            f"{info.name} has subgroups of {size}; expected a power of two from 4 to 128: choose another --device"
+            f"{info.name} has subgroups of {size}; expected a power of two from 8 to 128: choose another --device"
         )
     return Device(info)

@@ -51,7 +51,7 @@ def _read(path: Path) -> str:
         return path.read_text()
     except OSError as error:
         raise InputError(
-            f"shader source {path.name} cannot be read ({error.strerror}); expected it in {SHADER_ROOT}"
+            f"shader source {path.name} cannot be read ({error.strerror}); expected it in {SHADER_ROOT}; install again"
         ) from error
 
 
