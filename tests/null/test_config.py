@@ -121,6 +121,7 @@ def test_other_architecture(tmp_path: Path) -> None:
 
 def test_missing_keys(tmp_path: Path) -> None:
     required = ("block_count", "embedding_length", "attention.kv_lora_rank", "attention.key_length_mla", "expert_count")
+    required += ("attention.q_lora_rank",)
     for key in required:
         file = write(tmp_path / "m.gguf", BASE, {f"deepseek2.{key}": None})
         assert error(file) == f"{file.path}: key deepseek2.{key} is missing, expected an integer; {RECONVERT}"
@@ -168,6 +169,12 @@ def test_every_missing_tensor_is_named(tmp_path: Path, name: str) -> None:
     file = write(tmp_path / "m.gguf", BASE, tensors={name: None})
     shape = list(expected_tensors(BASE)[name])
     assert error(file) == f"{file.path}: tensor {name} is missing, expected shape {shape}; {RECONVERT}"
+
+
+@pytest.mark.parametrize("name", ["attn_q_a.weight", "attn_k_b.weight"])
+def test_a_variant_s_tensors_missing_everywhere(tmp_path: Path, name: str) -> None:
+    file = write(tmp_path / "m.gguf", BASE, tensors={f"blk.{i}.{name}": None for i in range(3)})
+    assert f": tensor blk.0.{name} is missing, expected shape [" in error(file)
 
 
 @pytest.mark.parametrize("name", expected_tensors(BASE))
