@@ -78,10 +78,10 @@ def write_model(
     return written + stream.write(bytes(-written % DEFAULT_ALIGNMENT))
 
 
-def file_bytes(config: ModelConfig, types: Mapping[str, GGMLQuantizationType], header_bytes: int = 0) -> int:
-    """Size of the tensor section with its padding, plus ``header_bytes``."""
+def file_bytes(config: ModelConfig, types: Mapping[str, GGMLQuantizationType]) -> int:
+    """Size of the tensor section with its padding; the header comes on top."""
     sizes = (tensor_bytes(shape, types[name]) for name, shape in expected_tensors(config).items())
-    return header_bytes + sum(size + -size % DEFAULT_ALIGNMENT for size in sizes)
+    return sum(size + -size % DEFAULT_ALIGNMENT for size in sizes)
 
 
 def _header(kv: Mapping[str, Any], tensors: Mapping[str, tuple[GGMLQuantizationType, tuple[int, ...]]]) -> bytes:
