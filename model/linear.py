@@ -81,8 +81,9 @@ def linear(
     cache of which only the filled rows, or columns, take part.
     """
     extent = {f"{cache_extent}_FROM_CACHE": "1"} if cache_extent else {}
+    # A single matrix is split between rows, a stack and a cache (even of one head) between matrices.
+    stacked = weight.matrices > 1 or bool(cache_extent)
     for shard in weight.shards:
-        stacked = weight.matrices > 1
         rows = weight.rows if stacked else shard.end - shard.first
         push = _push(weight, x, y, accumulate) | {
             "rows": rows,
