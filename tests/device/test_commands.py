@@ -1,0 +1,190 @@
+"""Every command that runs a model, end to end on the embedded one: what it prints, writes and returns."""
+
+import io
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from harness.cli import main
+from harness.options import embedded_model_path
+from model.config import ModelConfig
+from model.gguf_file import GGUFFile
+from model.layout import PATHS, cache_bytes_per_token
+from model.tokenizer import Tokenizer
+from vkbackend.device import list_devices
+from vkbackend.errors import DeviceError
+
+try:
+    list_devices()
+except DeviceError as reason:
+    pytest.skip(str(reason), allow_module_level=True)
+
+Captured = pytest.CaptureFixture[str]
+TOKENS = [3, 700, 41, 2047, 0, 99, 99, 1500, 8, 12, 640, 77, 1024]  # 13: no multiple of any chunk below
+LIST = ",".join(map(str, TOKENS))
+
+
+@pytest.fixture(autouse=True)
+def in_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run_logits(*options: str) -> np.ndarray:
+    assert main(["logits", f"--tokens={LIST}", "-o", "out.npz", *options]) == 0
+    with np.load("out.npz") as found:
+        assert found["tokens"].tolist() == TOKENS
+        assert found["logits"].dtype == np.float32
+        logits: np.ndarray = found["logits"]
+    return logits
+
+
+def test_devices_marks_the_one_that_is_chosen(capsys: Captured) -> None:
+    assert main(["devices", "--json", "-"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [device["chosen"] for device in found].count(True) == 1
+    assert all(device["memory"] > 0 and device["subgroup_size"] >= 4 for device in found)
+    assert main(["devices"]) == 0
+    assert found[0]["name"].split("(")[0].strip() in capsys.readouterr().out
+    assert main(["devices", "--device", "no such chip"]) == 3
+
+
+@pytest.mark.parametrize("chunk", ["1", "5", "64"])
+def test_logits_do_not_depend_on_the_chunk(chunk: str, capsys: Captured) -> None:
+    whole = run_logits()
+    assert whole.shape == (len(TOKENS), ModelConfig.from_gguf(GGUFFile.open(embedded_model_path())).n_vocab)
+    cut = run_logits("--chunk", chunk)
+    # Sums of f32 in another order: 2^-24 a step, some thousands of steps deep, on logits of the size of their spread.
+    assert np.abs(cut - whole).max() < 2e-3 * np.abs(whole).max()
+    assert (cut.argmax(axis=1) == whole.argmax(axis=1)).all()
+
+
+def test_logits_of_the_paths_agree() -> None:
+    latent = run_logits("--path", "mla")
+    for name in ("mla-v", "mha"):
+        other = run_logits("--path", name)
+        # The fallback rounds keys and values to f16, the latent paths the latent: 2^-11 of each, a few layers deep.
+        assert np.abs(other - latent).max() < 1e-2 * np.abs(latent).max()
+
+
+def test_logits_from_a_file_and_the_summary_as_json(capsys: Captured) -> None:
+    Path("ids.txt").write_text("\n".join(map(str, TOKENS)))
+    assert main(["logits", "--tokens-file", "ids.txt", "-o", "o.npz", "--json", "-"]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["tokens"] == len(TOKENS)
+    assert summary["logits_bytes"] == 4 * len(TOKENS) * summary["n_vocab"]
+
+
+def test_logits_leave_nothing_behind_when_the_device_refuses(capsys: Captured, in_empty_folder: Path) -> None:
+    assert main(["logits", "--tokens=1", "-o", "o.npz", "--device", "no such chip"]) == 3
+    assert list(in_empty_folder.iterdir()) == []
+
+
+def generated(capsys: Captured, *options: str) -> dict[str, object]:
+    assert main(["generate", "-p", "The history of", "-n", "9", "--json", "-", *options]) == 0
+    out, err = capsys.readouterr()
+    assert "prompt tokens, first token after" in err
+    found: dict[str, object] = json.loads(out)
+    return found
+
+
+def test_greedy_text_repeats_and_is_what_the_logits_say(capsys: Captured) -> None:
+    first, second = generated(capsys, "--temp", "0"), generated(capsys, "--temp", "0")
+    assert first["tokens"] == second["tokens"]
+    ids = [*first["prompt_tokens"], *first["tokens"]]  # type: ignore[misc]
+    assert main(["logits", f"--tokens={','.join(map(str, ids))}", "-o", "o.npz"]) == 0
+    with np.load("o.npz") as found:
+        logits = found["logits"]
+    after = len(first["prompt_tokens"]) - 1  # type: ignore[arg-type]
+    chosen = logits[after:-1][np.arange(len(ids) - after - 1), ids[after + 1 :]]
+    # Greedy, up to ties within rounding.
+    assert (chosen >= logits[after:-1].max(axis=1) - 1e-2).all()
+
+
+def test_paths_and_chunks_generate_the_same_text(capsys: Captured) -> None:
+    base = generated(capsys)["text"]
+    for options in (["--path", "mla-v"], ["--path", "mha"], ["--chunk", "2"]):
+        assert generated(capsys, *options)["text"] == base
+
+
+def test_sampled_text_repeats_by_its_seed(capsys: Captured) -> None:
+    options = ["--temp", "1.5", "--top-k", "50"]
+    texts = [generated(capsys, *options, "--seed", seed)["tokens"] for seed in ("7", "7", "8")]
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_streamed_text_is_the_text(capsys: Captured) -> None:
+    expected = generated(capsys)["text"]
+    assert main(["generate", "-p", "The history of", "-n", "9"]) == 0
+    assert capsys.readouterr().out == f"{expected}\n"
+
+
+def test_prompt_from_standard_input_and_chat(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Hello"))
+    assert main(["generate", "-p", "-", "--chat", "-n", "2", "--json", "-"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    tokenizer = Tokenizer.from_gguf(GGUFFile.open(embedded_model_path()))
+    text = tokenizer.apply_chat_template([{"role": "user", "content": "Hello"}])
+    assert found["prompt_tokens"] == tokenizer.encode(text)
+
+
+def test_bench_has_llama_benchs_fields(capsys: Captured) -> None:
+    assert main(["bench", "-p", "16", "-n", "3", "-d", "0,40", "-r", "2", "--path", "mha", "--json", "-"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["test"] for row in rows] == ["pp16", "tg3", "pp16 @ d40", "tg3 @ d40"]
+    for row in rows:
+        assert len(row["samples_ns"]) == len(row["samples_ts"]) == 2
+        tokens = row["n_prompt"] + row["n_gen"]
+        assert row["samples_ts"] == [1e9 * tokens / sample for sample in row["samples_ns"]]
+        assert row["avg_ts"] == pytest.approx(sum(row["samples_ts"]) / 2)
+        assert row["path"] == "mha"
+    assert [len(repeat) for repeat in rows[1]["samples_token_ns"]] == [3, 3]
+
+
+def test_bench_startup_reports_stages_and_memory(capsys: Captured) -> None:
+    assert main(["bench", "--startup", "--json", "-"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    stages = list(found["seconds"].values())
+    assert stages == sorted(stages)
+    assert list(found["seconds"])[-1] == "first token"
+    assert found["peak_resident_bytes"] > found["weight_bytes"]
+
+
+def test_compare_measures_caches_and_writes_both_reports(capsys: Captured, in_empty_folder: Path) -> None:
+    options = ["--contexts", "64,128", "--decode", "3", "--repeats", "2", "--predict", "780m", "-o", "reports"]
+    assert main(["compare", *options]) == 0
+    out = capsys.readouterr().out
+    files = sorted((in_empty_folder / "reports").iterdir())
+    assert [file.suffix for file in files] == [".json", ".md"]
+    assert f"report: reports/{files[1].name}" in out
+    found = json.loads(files[0].read_text())
+    measured, predicted = found["tables"]
+    assert (measured["kind"], predicted["kind"]) == ("measured", "predicted")
+    config = ModelConfig.from_gguf(GGUFFile.open(embedded_model_path()))
+    for row in measured["rows"]:
+        expected = row["context"] * cache_bytes_per_token(config, PATHS[row["path"]].layout)
+        assert row["cache_bytes"] == row["cache_bytes_formula"] == expected
+        assert [len(repeat) for repeat in row["decode_seconds"]] == [3, 3]
+        assert row["score"]["questions"] == row["context"] // 16
+        assert row["decode_bound"]["governs"] in ("memory", "compute")
+    ratio = {row["path"]: row["ratio_to_mla"]["cache_bytes"]["value"] for row in measured["rows"]}
+    assert ratio["mha"] == pytest.approx(160 / 9)  # 17.78
+    scores = {row["path"]: row["perplexity"] for row in measured["rows"] if row["context"] == 128}
+    assert scores["mla-v"] == pytest.approx(scores["mla"], rel=1e-3)
+    assert scores["mha"] == pytest.approx(scores["mla"], rel=1e-2)
+    assert found["device"]["name"] == measured["device"]
+    assert all(len(samples) > 1 for samples in found["peak_samples"].values())
+
+
+def test_compare_does_not_try_what_does_not_fit(capsys: Captured) -> None:
+    argv = ["compare", "--contexts", "64", "--decode", "2", "--repeats", "2", "--paths", "mla,mha", "--json", "-"]
+    assert main(argv) == 0
+    needed = json.loads(capsys.readouterr().out)["tables"][0]["rows"][1]["needed_bytes"]
+    assert main([*argv, "--memory", str(needed - 1)]) == 0
+    latent, fallback = json.loads(capsys.readouterr().out)["tables"][0]["rows"]
+    assert latent["not_run"] == ""
+    assert (fallback["not_run"], fallback["cache_bytes"]) == ("does not fit", None)
+    assert fallback["needed_bytes"] == needed
