@@ -135,7 +135,7 @@ def _measure_group(
                 continue
             stack.callback(session.close)
             step = _labelled(advance, f"{path.name} at {context:,}")
-            running[path.name] = Measurement(session, prompt, bench.config.n_vocab, bench.plan, step)
+            running[path.name] = Measurement(session, prompt, bench.plan, step)
         take_turns(list(running.values()), bench.plan)
         for path in paths:
             if path.name in running:

@@ -20,7 +20,6 @@ from harness.results import Score
 from model.tasks import Document, score_perplexity
 
 Want = Literal["last", "all", "none"]
-_LOGITS_BYTES = 64 * 2**20  # logits of at most this many bytes are asked for at once
 
 
 class SessionLike(Protocol):
@@ -70,7 +69,6 @@ class Measurement:
 
     session: SessionLike
     prompt: Prompt
-    n_vocab: int
     plan: Plan
     step: Step
     score: Score | None = None
@@ -97,7 +95,7 @@ class Measurement:
         self.session.prompt(self.prompt.tokens[: self.session.chunk].tolist(), "none")
         self.session.rewind(0)
         started = perf_counter()
-        self.score, logits = _scored_pass(self.session, self.prompt, self.n_vocab, self.step)
+        self.score, logits = _scored_pass(self.session, self.prompt, self.step)
         self.scored_seconds = perf_counter() - started
         np.argmax(logits)
         self.scored_first_token = perf_counter() - started
@@ -158,16 +156,16 @@ def take_turns(measurements: Sequence[Measurement], plan: Plan) -> None:
             each.time_decode()
 
 
-def _scored_pass(session: SessionLike, prompt: Prompt, n_vocab: int, step: Step) -> tuple[Score | None, np.ndarray]:
-    """One pass over the prompt in pieces small enough to hold their logits; returns the score and the last logits."""
+def _scored_pass(session: SessionLike, prompt: Prompt, step: Step) -> tuple[Score | None, np.ndarray]:
+    """One pass over the prompt, chunk by chunk as not all logits need fit in memory; the score and the last logits."""
     document, total = prompt.document, len(prompt.tokens)
-    piece = session.chunk * max(1, _LOGITS_BYTES // (4 * n_vocab * session.chunk))
+    step("prompt", 0)
     log_sum, text_tokens, right = 0.0, 0, 0
     last: np.ndarray | None = None
-    for start in range(0, total, piece):
-        part = prompt.tokens[start : start + piece].tolist()
+    for start in range(0, total, session.chunk):
+        part = prompt.tokens[start : start + session.chunk].tolist()
         if document is None:
-            want: Want = "last" if start + piece >= total else "none"
+            want: Want = "last" if start + session.chunk >= total else "none"
             last = session.prompt(part, want)
         else:
             rows = _present(session.prompt(part, "all"))

@@ -101,14 +101,13 @@ def bench(budget: int = 10**9) -> Bench:
 
 
 def turns(sessions: Sequence[FakeSession], doc: Document, plan: Plan) -> list[Measurement]:
-    found = [Measurement(session, Prompt(doc.tokens, doc), CONFIG.n_vocab, plan, silent) for session in sessions]
+    found = [Measurement(session, Prompt(doc.tokens, doc), plan, silent) for session in sessions]
     take_turns(found, plan)
     return found
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 8, 50])
-def test_score_is_the_same_for_every_chunk(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measure, "_LOGITS_BYTES", 0)  # so that pieces are single chunks
+def test_score_is_the_same_for_every_chunk(chunk: int) -> None:
     doc = document(45)
     score = turns([FakeSession(PATHS["mla"], 45, chunk)], doc, Plan())[0].score
     # Right everywhere but at the break: of the 35 text positions one, of the 3 answers one.
