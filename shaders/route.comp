@@ -69,7 +69,8 @@ void main() {
     }
     // Only lane 0 wrote these, so only lane 0 reads them back.
     if (lane == 0u) {
-        float factor = normalise != 0u ? scale / chosen_sum : scale;
+        // 1e-20 is DeepSeek's guard against a sum of zero; it changes no other sum in f32.
+        float factor = normalise != 0u ? scale / (chosen_sum + 1e-20) : scale;
         for (uint k = 0u; k < used; k++) weights[token * used + k] *= factor;
     }
 }
