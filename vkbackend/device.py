@@ -193,7 +193,7 @@ def open_device(selector: str | None = None) -> Device:
     """Open the device named by ``selector``, else by the environment's LATENTVK_DEVICE, else the best one.
 
     Raises:
-        DeviceError: there is no loader, no driver, no matching device, or its subgroups are not of 8 to 128.
+        DeviceError: there is no loader, no driver, no matching device, or its subgroups are not of 8 to 128 or not whole.
     """
     info = select_device(list_devices(), selector or os.environ.get("LATENTVK_DEVICE"))
     size = info.subgroup_size
@@ -201,4 +201,8 @@ def open_device(selector: str | None = None) -> Device:
         raise DeviceError(
             f"{info.name} has subgroups of {size}; expected a power of two from 8 to 128: choose another --device"
         )
-    return Device(info)
+    device = Device(info)
+    from vkbackend.health import require_full_subgroups  # which builds on this module
+
+    require_full_subgroups(device)
+    return device

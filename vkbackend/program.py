@@ -4,8 +4,9 @@ A launch that reads what an earlier one wrote, or writes what an earlier one rea
 it; ``barriers()`` says before which launches. Kompute itself records only TRANSFER to COMPUTE barriers, one for each
 bound tensor before a dispatch, which order nothing between two dispatches. Until the companion layer records real
 ones, each derived barrier is an OpTensorSyncLocal of a 4-byte tensor: it records a COMPUTE to TRANSFER barrier, which
-chains with the TRANSFER to COMPUTE one of the next dispatch into a full execution dependency. Availability of the other
-buffers' writes then rests on drivers flushing whole caches at a barrier, as Mesa's do.
+chains with the TRANSFER to COMPUTE one of the next dispatch into an execution dependency (synchronization validation
+then reports no more write-after-read hazards). Making the other buffers' writes visible still rests on the driver: on
+CPU devices, which run dispatches one after the other, and on those that flush whole caches at any barrier.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ class Program:
         self.name = name
         self.launches: list[Launch] = []
         self._sequence: Any = None
-        self._fence: Buffer | None = None
+        self._fence: Any = None
 
     def launch(
         self,
@@ -104,11 +105,12 @@ class Program:
 
         manager = self.device.manager
         if self._fence is None:
-            self._fence = Buffer(self.device, 4, f"{self.name}.fence", host=True)
+            # A device tensor: for a host one OpTensorSyncLocal records nothing.
+            self._fence = manager.tensor_t(np.zeros(1, np.uint32), kp.TensorTypes.device)
         operations: list[tuple[str, Any]] = []
         for launch, barrier in zip(self.launches, self.barriers(), strict=True):
             if barrier:
-                operations.append(("barrier", kp.OpTensorSyncLocal([self._fence.tensor])))
+                operations.append(("barrier", kp.OpTensorSyncLocal([self._fence])))
             kernel = launch.kernel
             algorithm = manager.algorithm(
                 [launch.buffers[name].tensor for name, _ in kernel.bindings],
@@ -149,5 +151,5 @@ class Program:
         """Give back the recording; the program may be run again and is then recorded anew."""
         self._sequence = None
         if self._fence is not None:
-            self._fence.free()
+            self._fence.destroy()
             self._fence = None
