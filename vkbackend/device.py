@@ -193,7 +193,7 @@ def open_device(selector: str | None = None) -> Device:
     """Open the device named by ``selector``, else by the environment's LATENTVK_DEVICE, else the best one.
 
     Raises:
-        DeviceError: there is no loader, no driver, no matching device, or its subgroups are not of 8 to 128 or not whole.
+        DeviceError: there is no loader, no driver, no matching device, or no whole subgroups of 8 to 128.
     """
     info = select_device(list_devices(), selector or os.environ.get("LATENTVK_DEVICE"))
     size = info.subgroup_size

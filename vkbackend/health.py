@@ -29,6 +29,6 @@ def require_full_subgroups(device: Device) -> None:
     expected = device.subgroup_size
     if (size, lanes) != (expected, expected):
         raise DeviceError(
-            f"{device.info.name} ran a workgroup of {expected} in subgroups of {size} with {lanes} active; expected one "
-            f"whole subgroup of {expected}: choose another --device"
+            f"{device.info.name} ran a workgroup of {expected} in subgroups of {size} with {lanes} active; expected "
+            f"one whole subgroup of {expected}: choose another --device"
         )
