@@ -14,12 +14,13 @@ from harness.predict import line_of
 from harness.results import Row, Table
 from harness.roofline import Peaks, Weights, decode_bound, prompt_bound
 from model.config import ModelConfig
-from model.layout import Path, cache_bytes
+from model.layout import Path, cache_bytes, get_path
 from vkbackend.errors import DeviceError, InputError
 
 if TYPE_CHECKING:
     from harness.compare import Job
     from model.tokenizer import Tokenizer
+    from vkbackend.peaks import Peaks as DevicePeaks
 
 OpenSession = Callable[[Path, int], SessionLike]
 
@@ -39,7 +40,6 @@ class Bench:
 
     config: ModelConfig
     weights: Weights
-    peaks: Peaks
     budget: int
     plan: Plan
 
@@ -47,25 +47,48 @@ class Bench:
 def measure_model(job: "Job", args: argparse.Namespace) -> Measured:
     """Run the job's model. Raises InputError or DeviceError for a file or device that cannot run it at all."""
     from harness import metadata
-    from harness.running import load_model, open_file, open_session
+    from harness.running import load_model, open_file, open_session, warn_beyond_training
     from vkbackend.device import open_device
 
     gguf, config = open_file(args)
+    warn_beyond_training(config, job.contexts[-1])
     device = open_device(args.device)
     from model.budget import available_bytes
     from vkbackend.peaks import measure_peaks
 
     budget = available_bytes(device.info) if args.memory is None else args.memory  # weights and cache, as none is there
     model = load_model(gguf, device)
-    found = measure_peaks(device)
-    peaks = Peaks(found.bandwidth_bytes_per_s, found.flops_per_s, "read and multiply-add kernels on this device")
+    peaks_before = measure_peaks(device)
     weights = Weights(model.weight_bytes, model.active_weight_bytes, "the file's own tensors")
-    bench = Bench(config, weights, peaks, budget, Plan(args.decode, args.repeats))
+    bench = Bench(config, weights, budget, Plan(args.decode, args.repeats))
     prompts = {c: make_prompt(model, config, c, args.seed, args.questions) for c in job.contexts}
-    rows = measure_rows(bench, job.paths, prompts, lambda path, n_ctx: open_session(model, path, n_ctx, args.chunk))
+    measured = measure_rows(bench, job.paths, prompts, lambda path, n_ctx: open_session(model, path, n_ctx, args.chunk))
+    peaks, peak_samples = best_peaks(peaks_before, measure_peaks(device))
+    rows = [with_bounds(bench, row, peaks) for row in measured]
     lines = tuple(line_of(config, path, [row for row in rows if row.path == path.name], peaks) for path in job.paths)
     table = Table("measured", config.name, device.info.name, weights, peaks, tuple(rows), lines)
-    return Measured(table, config, device.info.as_dict(), metadata.model_file(gguf.path), found.samples)
+    return Measured(table, config, device.info.as_dict(), metadata.model_file(gguf.path), peak_samples)
+
+
+def best_peaks(before: "DevicePeaks", after: "DevicePeaks") -> tuple[Peaks, dict[str, list[float]]]:
+    """The higher of two measurements, as a peak is what the device can do, not what it could while busy with others."""
+    samples = {f"{name} before": values for name, values in before.samples.items()}
+    samples |= {f"{name} after": values for name, values in after.samples.items()}
+    bandwidth = max(before.bandwidth_bytes_per_s, after.bandwidth_bytes_per_s)
+    flops = max(before.flops_per_s, after.flops_per_s)
+    return Peaks(bandwidth, flops, "read and multiply-add kernels on this device"), samples
+
+
+def with_bounds(bench: Bench, row: Row, peaks: Peaks) -> Row:
+    """The row with the least times that the peaks allow; a row that did not run stays as it is."""
+    if row.chunk is None:
+        return row
+    path = get_path(row.path)
+    return replace(
+        row,
+        decode_bound=decode_bound(bench.config, bench.weights.active_bytes, path, row.context, peaks),
+        prompt_bound=prompt_bound(bench.config, bench.weights, path, row.context, row.chunk, peaks),
+    )
 
 
 def make_prompt(model: Any, config: ModelConfig, context: int, seed: int, questions: int) -> Prompt:
@@ -139,11 +162,11 @@ def _measure_group(
         take_turns(list(running.values()), bench.plan)
         for path in paths:
             if path.name in running:
-                rows[path.name] = _finished(bench, path, rows[path.name], running[path.name])
+                rows[path.name] = _finished(rows[path.name], running[path.name])
     return list(rows.values())
 
 
-def _finished(bench: Bench, path: Path, row: Row, found: Measurement) -> Row:
+def _finished(row: Row, found: Measurement) -> Row:
     return replace(
         row,
         cache_bytes=found.session.cache_bytes,
@@ -155,8 +178,7 @@ def _finished(bench: Bench, path: Path, row: Row, found: Measurement) -> Row:
         first_token_seconds=tuple(found.first_token_seconds),
         score=found.score,
         unscored=found.prompt.unscored,
-        decode_bound=decode_bound(bench.config, bench.weights.active_bytes, path, row.context, bench.peaks),
-        prompt_bound=prompt_bound(bench.config, bench.weights, path, row.context, found.session.chunk, bench.peaks),
+        chunk=found.session.chunk,
     )
 
 

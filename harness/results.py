@@ -53,6 +53,7 @@ class Row:
     first_token_seconds: tuple[float, ...] = ()
     score: Score | None = None
     unscored: str = ""
+    chunk: int | None = None
     decode_bound: Bound | None = None
     prompt_bound: Bound | None = None
     not_run: str = ""

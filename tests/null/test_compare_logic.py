@@ -97,7 +97,7 @@ def document(n_ctx: int) -> Document:
 
 
 def bench(budget: int = 10**9) -> Bench:
-    return Bench(CONFIG, WEIGHTS, PEAKS, budget, Plan(n_decode=4, repeats=2))
+    return Bench(CONFIG, WEIGHTS, budget, Plan(n_decode=4, repeats=2))
 
 
 def turns(sessions: Sequence[FakeSession], doc: Document, plan: Plan) -> list[Measurement]:
