@@ -58,7 +58,7 @@ class Kernel:
         """Push constants as u32 words; floats keep their bits."""
         _check_names(self.file, "push constants", self.push, values)
         words = [
-            struct.unpack("<I", struct.pack("<f", v))[0] if isinstance(v, float) else int(v)
+            struct.unpack("<I", struct.pack("<f", v))[0] if isinstance(v, float | np.floating) else int(v)
             for v in (values[name] for name in self.push)
         ]
         return np.array(words, np.uint32)
