@@ -1,0 +1,126 @@
+"""The shader cache: an entry is found again, is never stale, and a failure leaves nothing behind."""
+
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vkbackend import shader
+from vkbackend.errors import DeviceError, InputError
+
+SOURCE = """#version 450
+#extension GL_GOOGLE_include_directive : require
+#include "outer.glsl"
+layout(local_size_x = 1) in;
+layout(binding = 0) buffer Data { float x[]; };
+void main() { x[0] = factor() * FACTOR; }
+"""
+OUTER = '#include "inner.glsl"\nfloat factor() { return inner(); }\n'
+INNER = "float inner() { return 2.0; }\n"
+
+
+class Tree:
+    """A folder of shaders of its own, an empty cache, and a count of compiler runs."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.runs = 0
+
+    def write(self, name: str, text: str) -> None:
+        (self.root / "shaders" / name).write_text(text)
+        shader._read.cache_clear()
+
+    def entries(self) -> list[str]:
+        return sorted(p.name for p in (self.root / "cache").rglob("*") if p.is_file())
+
+
+@pytest.fixture
+def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tree:
+    if shutil.which("glslangValidator") is None:
+        pytest.skip("glslangValidator is not installed (package glslang-tools)")
+    made = Tree(tmp_path)
+    (tmp_path / "shaders" / "include").mkdir(parents=True)
+    monkeypatch.setattr(shader, "SHADER_ROOT", tmp_path / "shaders")
+    monkeypatch.setattr(shader, "INCLUDE_ROOT", tmp_path / "shaders" / "include")
+    monkeypatch.setenv("LATENTVK_CACHE", str(tmp_path / "cache"))
+    made.write("one.comp", SOURCE)
+    made.write("include/outer.glsl", OUTER)
+    made.write("include/inner.glsl", INNER)
+    shader.compiler()  # asked for its version before runs are counted
+    run = subprocess.run
+
+    def counting(*args: Any, **kwargs: Any) -> Any:
+        made.runs += 1
+        return run(*args, **kwargs)
+
+    monkeypatch.setattr(subprocess, "run", counting)
+    return made
+
+
+def test_second_compile_is_a_look_up(tree: Tree) -> None:
+    first = shader.compile_shader("one.comp", {"FACTOR": "3.0"})
+    assert first[:4] == b"\x03\x02\x23\x07"  # SPIR-V's magic number
+    assert shader.compile_shader("one.comp", {"FACTOR": "3.0"}) == first
+    assert tree.runs == 1
+    assert len(tree.entries()) == 1 and tree.entries()[0].startswith("one-")
+
+
+def test_anything_that_matters_is_part_of_the_key(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    macros = {"FACTOR": "3.0"}
+    first = shader.compile_shader("one.comp", macros)
+
+    def recompiled(**more: str) -> None:
+        before = tree.runs, len(tree.entries())
+        shader.compile_shader("one.comp", macros | more)
+        assert (tree.runs, len(tree.entries())) == (before[0] + 1, before[1] + 1)
+
+    recompiled(FACTOR="4.0")
+    recompiled(UNUSED="1")
+    for name, old, new in (
+        ("one.comp", SOURCE, SOURCE.replace("x[0] =", "x[1] =")),
+        ("include/outer.glsl", OUTER, OUTER.replace("inner();", "-inner();")),
+        ("include/inner.glsl", INNER, INNER.replace("2.0", "5.0")),
+    ):
+        tree.write(name, new)
+        recompiled()
+        tree.write(name, old)
+    path, version = shader.compiler()
+    with monkeypatch.context() as patch:
+        patch.setattr(shader, "compiler", lambda: (path, version + "newer"))
+        recompiled()
+    runs = tree.runs
+    assert shader.compile_shader("one.comp", macros) == first
+    assert tree.runs == runs
+
+
+def test_failure_is_one_line_and_leaves_nothing_behind(tree: Tree) -> None:
+    tree.write("broken.comp", SOURCE.replace("factor() *", "no_such_function() *"))
+    with pytest.raises(InputError) as caught:
+        shader.compile_shader("broken.comp", {"FACTOR": "3.0"})
+    message = str(caught.value)
+    assert message.startswith("shader broken.comp does not compile with {'FACTOR': '3.0'}: ERROR: ")
+    assert "no_such_function" in message and "\n" not in message
+    assert tree.entries() == []
+
+
+def test_missing_source_is_named(tree: Tree) -> None:
+    with pytest.raises(InputError) as caught:
+        shader.compile_shader("absent.comp", {})
+    assert str(caught.value) == (
+        f"shader source absent.comp cannot be read (No such file or directory); expected it in {shader.SHADER_ROOT}; "
+        "install again"
+    )
+    assert tree.runs == 0
+
+
+def test_missing_compiler_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    shader.compiler.cache_clear()
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    try:
+        with pytest.raises(DeviceError) as caught:
+            shader.compile_shader("embed.comp", {"FORMAT_F32": "1"})
+    finally:
+        shader.compiler.cache_clear()
+    assert str(caught.value) == ("glslangValidator is not on the PATH; expected it: install the package glslang-tools")
