@@ -114,8 +114,8 @@ class Table:
     lines: tuple[PathLine, ...]
 
     def base(self, row: Row) -> Row | None:
-        """The row of the base path at the same context, if it ran."""
-        return next((r for r in self.rows if r.path == BASE_PATH and r.context == row.context and r.ran), None)
+        """The row of the base path at the same context, if it was asked for."""
+        return next((r for r in self.rows if r.path == BASE_PATH and r.context == row.context), None)
 
 
 @dataclass(frozen=True)

@@ -106,6 +106,8 @@ def test_a_row_that_did_not_run_keeps_its_cache_ratio() -> None:
     table = record(base, refused).tables[0]
     assert table.base(refused) is base
     assert record(refused).tables[0].base(refused) is None
+    both = record(Row("mla", 512, 10, not_run="does not fit"), refused).tables[0]
+    assert ratios(refused, both.base(refused))["cache_bytes"].value == 17.8
 
 
 def test_record_as_json_keeps_all_samples_and_names_its_schema(tmp_path: Path) -> None:
