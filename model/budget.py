@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import psutil
 
 from model.config import ModelConfig
@@ -20,18 +22,24 @@ def available_bytes(info: DeviceInfo) -> int:
     return max(0, info.memory - _RESERVE_DEVICE)
 
 
-def require_fit(info: DeviceInfo, config: ModelConfig, path: Path, n_ctx: int, used: int, what: str = "") -> None:
-    """Raise DeviceError when ``path``'s cache for ``n_ctx`` positions does not fit beside ``used`` bytes still to come.
+def require_fit(info: DeviceInfo, config: ModelConfig, path: Path, n_ctx: int, scratch: Mapping[str, int]) -> None:
+    """Raise DeviceError when ``path``'s cache for ``n_ctx`` positions and the scratch (bytes by name) do not fit.
 
     The message gives the bytes and the largest context that would fit.
     """
-    needed, free = cache_bytes(config, path.layout, path.cache_type, n_ctx), available_bytes(info) - used
+    name, largest = max(scratch.items(), key=lambda item: item[1])
+    if largest > info.max_storage_buffer_range:
+        raise DeviceError(
+            f"buffer {name} needs {largest} bytes; {info.name} binds at most {info.max_storage_buffer_range}: "
+            "use a smaller --chunk"
+        )
+    needed = cache_bytes(config, path.layout, path.cache_type, n_ctx)
+    free = max(0, available_bytes(info) - sum(scratch.values()))
     if needed <= free:
         return
-    largest = max(0, max_context(config, path.layout, path.cache_type, max(0, free)))
+    fitting = max_context(config, path.layout, path.cache_type, free)
     other = "" if path.layout is CacheLayout.LATENT else " or --path mla"
     raise DeviceError(
-        f"{what}context {n_ctx} on path {path.name} needs {needed} bytes of cache; {info.name} has {max(0, free)} "
-        "left: "
-        f"use a context of at most {largest}{other}"
+        f"context {n_ctx} on path {path.name} needs {needed} bytes of cache; {info.name} has {free} left: "
+        f"use a context of at most {fitting}{other}"
     )

@@ -31,8 +31,13 @@ class LayerCache:
         return [p for p in (self.latent, self.values, self.keys_per_head, self.values_per_head) if p is not None]
 
 
+def cache_capacity(n_ctx: int) -> int:
+    """Positions that are allocated for a context: whole units of 32, as the values' product reads them."""
+    return -(-n_ctx // UNIT) * UNIT
+
+
 class Cache:
-    """All layers' caches for ``n_ctx`` positions, rounded up to 32 so that every row and column is whole words.
+    """All layers' caches for ``cache_capacity(n_ctx)`` positions.
 
     Raises:
         InputError: the cache type or the layout's widths have no kernel.
@@ -41,7 +46,7 @@ class Cache:
 
     def __init__(self, device: Device, config: ModelConfig, path: Path, n_ctx: int) -> None:
         require_layout(config, path)
-        self.n_ctx = -(-n_ctx // UNIT) * UNIT
+        self.n_ctx = cache_capacity(n_ctx)
         self.layers = [self._layer(device, config, path, f"cache.{i}") for i in range(config.n_layer)]
 
     def _layer(self, device: Device, config: ModelConfig, path: Path, name: str) -> LayerCache:

@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 
 from model.attention import AttentionShape
 from model.budget import available_bytes, require_fit
-from model.cache import Cache, require_layout
+from model.cache import Cache, cache_capacity, require_layout
 from model.config import ModelConfig
 from model.device_weights import DeviceWeights, predicted_bytes
 from model.forward import Forward
 from model.gguf_file import GGUFFile
 from model.layout import CacheLayout, Path, active_weight_bytes
-from model.scratch import Scratch
+from model.scratch import Scratch, scratch_bytes
 from model.tensors import expected_tensors, require_supported
 from model.tokenizer import Tokenizer
 from vkbackend.device import Device
@@ -92,7 +92,7 @@ def chunk_capacity(config: ModelConfig, path: Path, n_ctx: int, limit: int, want
     fallback's scores [H, chunk, n_ctx] would exceed one binding of ``limit`` bytes."""
     chunk = min(wanted or DEFAULT_CHUNK, n_ctx)
     if path.layout is CacheLayout.PER_HEAD:
-        chunk = min(chunk, (limit - 256) // (4 * config.n_head * (n_ctx + 32)))
+        chunk = min(chunk, (limit - 256) // (4 * config.n_head * cache_capacity(n_ctx)))
     return max(1, chunk)
 
 
@@ -117,11 +117,12 @@ class Session:
         require_layout(config, path)
         self.model, self.path = model, path
         self.chunk = chunk_capacity(config, path, n_ctx, device.info.max_storage_buffer_range, chunk)
-        require_fit(device.info, config, path, n_ctx, 0)
         shape = AttentionShape.choose(device, config)
+        sizes = scratch_bytes(config, path, cache_capacity(n_ctx), self.chunk, shape.splits)
+        require_fit(device.info, config, path, n_ctx, sizes)
         self._cache = Cache(device, config, path, n_ctx)
         self.n_ctx = n_ctx
-        self._scratch = Scratch(device, config, path, self._cache.n_ctx, self.chunk, shape.splits)
+        self._scratch = Scratch(device, config, self._cache.n_ctx, sizes)
         self._forward = Forward(device, config, model.weights, path, self._cache, self._scratch, shape, self.chunk)
         self._params = self._scratch["params"]
         self.n_past = 0

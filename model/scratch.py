@@ -13,6 +13,7 @@ from vkbackend.device import Device
 # only be finite, so every buffer ends in this many zeroed elements.
 SLACK = 32
 ARGMAX_GROUPS = 64
+_HOST = ("params", "token", "logits")  # what the host writes and reads without a transfer
 
 
 def rope_tables(config: ModelConfig, n_ctx: int) -> tuple[np.ndarray, int]:
@@ -26,54 +27,61 @@ def rope_tables(config: ModelConfig, n_ctx: int) -> tuple[np.ndarray, int]:
     return np.stack([np.cos(angles), np.sin(angles)], axis=-1).astype(np.float32), n_high
 
 
-class Scratch:
-    """Buffers by name; ``[T]`` below is the chunk's capacity in tokens, H heads, S cache splits of a single token."""
+def scratch_bytes(config: ModelConfig, path: Path, n_ctx: int, chunk: int, splits: int) -> dict[str, int]:
+    """Bytes of every activation buffer by name, from arithmetic alone.
 
-    def __init__(self, device: Device, config: ModelConfig, path: Path, n_ctx: int, chunk: int, splits: int) -> None:
-        c, width = config, max(chunk, 1)
-        sizes = {
-            "x": width * c.n_embd,  # residual stream [T, n_embd]
-            "normed": width * c.n_embd,
-            "q_a": width * c.q_lora,
-            "q_a_normed": width * c.q_lora,
-            "q": width * c.n_head * c.key_dim,  # [T, H, nope + rope]
-            "kv": width * c.latent_dim,  # [T, kv_lora + rope]
-            "heads": width * c.n_head * c.v_head,  # attention's output [T, H, v]
-            "gate": width * max(c.n_ff, (c.n_expert_used or 1) * c.n_ff_exp, c.n_expert_shared * c.n_ff_exp),
-            "up": width * max(c.n_ff, (c.n_expert_used or 1) * c.n_ff_exp, c.n_expert_shared * c.n_ff_exp),
-            "router": width * c.n_expert,
-            "chosen": width * c.n_expert_used,
-            "expert_weights": width * c.n_expert_used,
-            "counts": c.n_expert,
-            "pairs": c.n_expert * width,  # [expert, T]
-            "routed": width * c.n_expert_used * c.n_embd,  # [T, slot, n_embd]
-            "shared": width * c.n_embd,
-            "hidden": width * c.n_embd,  # normed for the output matrix
-            "best": 2 * ARGMAX_GROUPS,
+    ``[T]`` below is the chunk's capacity in tokens, H heads, S the splits of the cache for a single token.
+    """
+    c, width = config, chunk
+    hidden = max(c.n_ff, c.n_expert_used * c.n_ff_exp, c.n_expert_shared * c.n_ff_exp)
+    elements = {
+        "x": width * c.n_embd,  # residual stream [T, n_embd]
+        "normed": width * c.n_embd,
+        "q_a": width * c.q_lora,
+        "q_a_normed": width * c.q_lora,
+        "q": width * c.n_head * c.key_dim,  # [T, H, nope + rope]
+        "kv": width * c.latent_dim,  # [T, kv_lora + rope]
+        "heads": width * c.n_head * c.v_head,  # attention's output [T, H, v]
+        "gate": width * hidden,
+        "up": width * hidden,
+        "router": width * c.n_expert,
+        "chosen": width * c.n_expert_used,
+        "expert_weights": width * c.n_expert_used,
+        "counts": c.n_expert,
+        "pairs": c.n_expert * width,  # [expert, T]
+        "routed": width * c.n_expert_used * c.n_embd,  # [T, slot, n_embd]
+        "shared": width * c.n_embd,
+        "hidden": width * c.n_embd,  # normed for the output matrix
+        "best": 2 * ARGMAX_GROUPS,
+        "params": 2 + width,
+        "token": 1,
+        "logits": c.n_vocab,
+        "rope_tables": (n_ctx // 256 + 1 + 256) * c.qk_rope,
+    }
+    if path.layout is CacheLayout.PER_HEAD:
+        elements |= {
+            "expanded": width * c.latent_dim,  # normed latent and rotated key in f32
+            "k_nope": width * c.n_head * c.qk_nope,
+            "v_new": width * c.n_head * c.v_head,
+            "scores": c.n_head * width * n_ctx,  # [H, T, n_ctx]
         }
-        if path.layout is CacheLayout.PER_HEAD:
-            sizes |= {
-                "expanded": width * c.latent_dim,  # normed latent and rotated key in f32
-                "k_nope": width * c.n_head * c.qk_nope,
-                "v_new": width * c.n_head * c.v_head,
-                "scores": c.n_head * width * n_ctx,  # [H, T, n_ctx]
-            }
-        else:
-            sizes |= {
-                "q_latent": width * c.n_head * c.latent_dim,  # absorbed queries [T, H, kv_lora + rope]
-                "latent_out": width * c.n_head * c.kv_lora,
-                "parts": splits * c.n_head * c.kv_lora,  # [H, S, kv_lora]
-                "stats": 2 * splits * c.n_head,
-            }
-        self.buffers = {name: Buffer(device, 4 * (n + SLACK), f"scratch.{name}") for name, n in sizes.items()}
-        # What the host writes and reads without a transfer.
-        self.buffers["params"] = Buffer(device, 4 * (2 + width), "params", host=True)
-        self.buffers["token"] = Buffer(device, 4, "token", host=True)
-        self.buffers["logits"] = Buffer(device, 4 * c.n_vocab, "logits", host=True)
-        table, self.n_high = rope_tables(c, n_ctx)
-        self.buffers["rope_tables"] = Buffer(
-            device, table.nbytes, "rope_tables", initial=table.reshape(-1).view(np.uint32)
-        )
+    else:
+        elements |= {
+            "q_latent": width * c.n_head * c.latent_dim,  # absorbed queries [T, H, kv_lora + rope]
+            "latent_out": width * c.n_head * c.kv_lora,
+            "parts": splits * c.n_head * c.kv_lora,  # [H, S, kv_lora]
+            "stats": 2 * splits * c.n_head,
+        }
+    return {name: 4 * (n + SLACK) for name, n in elements.items()}
+
+
+class Scratch:
+    """The buffers of ``scratch_bytes``, by name."""
+
+    def __init__(self, device: Device, config: ModelConfig, n_ctx: int, sizes: dict[str, int]) -> None:
+        self.buffers = {name: Buffer(device, n, f"scratch.{name}", host=name in _HOST) for name, n in sizes.items()}
+        table, self.n_high = rope_tables(config, n_ctx)
+        self.buffers["rope_tables"].upload(table)
 
     def __getitem__(self, name: str) -> Buffer:
         return self.buffers[name]

@@ -83,10 +83,10 @@ def device_bytes(kind: GGMLQuantizationType, shape: tuple[int, ...]) -> int:
 
 
 def _split(total: int, unit_bytes: int, limit: int, name: str, device: Device) -> list[tuple[int, int]]:
-    """Ranges of at most ``limit`` bytes; even counts, so that packed halves fill whole words."""
+    """Ranges of at most ``limit`` bytes."""
     if total * unit_bytes <= limit:
         return [(0, total)]
-    each = limit // unit_bytes // 8 * 8
+    each = limit // unit_bytes
     if each == 0:
         raise DeviceError(
             f"tensor {name} has slices of {unit_bytes} bytes; {device.info.name} binds at most {limit}: "
