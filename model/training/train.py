@@ -25,7 +25,7 @@ from model.training.torch_model import EMBEDDED, TinyModel
 
 TOKENS_PER_PROCESS = 4096
 # (share of the run's time, context length): recall forms at short contexts, where it is cheap, then is stretched.
-STAGES = [(0.30, 128), (0.12, 256), (0.18, 512), (0.18, 1024), (0.12, 2048), (0.10, 4096)]
+STAGES = [(0.30, 128), (0.12, 256), (0.18, 512), (0.08, 1024), (0.16, 2048), (0.16, 4096)]
 # From SKIP_FROM tokens of context on, half the documents are torn apart at up to three places: positions jump there, to
 # anywhere within the model's context. Far distances are learned at a short document's price (PoSE, arXiv 2309.10400).
 SKIP_FROM, SKIP_SHARE, MOST_SKIPS = 256, 0.5, 3
