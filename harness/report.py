@@ -1,7 +1,6 @@
 """A compare record as text for people: the same grids as Rich tables on a terminal and as Markdown in the report file.
 
-Every predicted figure carries '≤' (the model gives upper bounds); a measured ratio whose 95% interval includes 1
-carries '~'.
+Every predicted figure carries '≤' or '≥', as the model gives bounds; measured ratios carry '~' or '?', see `_ratio`.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,9 +11,8 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from harness.results import BASE_PATH, Record, Row, Table, ratios
+from harness.results import BASE_PATH, TIMED, Record, Row, Table, ratios
 from harness.roofline import Peaks
-from harness.stats import Ratio
 from harness.units import bytes_text, decimal_bytes_text, rate_text, seconds_text, significant
 
 LINES_TITLE = "Seconds per decoded token as a straight line in context (B/token: its slope times the bandwidth):"
@@ -87,14 +85,15 @@ _CELLS: dict[tuple[str, ...], Callable[[Table, Row], list[str]]] = {
 
 
 def _ratio(table: Table, row: Row, name: str) -> str:
+    """A ratio with what its samples say about it: '~' no difference, '?' single runs, nothing: told apart or exact."""
     ratio = ratios(row, table.base(row)).get(name)
-    return NONE if ratio is None else ratio_text(ratio, is_base=row.path == BASE_PATH)
-
-
-def ratio_text(ratio: Ratio, is_base: bool = False) -> str:
-    if is_base:
+    if ratio is None:
+        return NONE
+    if row.path == BASE_PATH:
         return "1"
-    return ("~" if ratio.distinct is False else "") + f"{ratio.value:.2f}"
+    exact = table.kind == "predicted" or name == "cache_bytes"
+    mark = "" if exact else {True: "", False: "~", None: "?"}[ratio.distinct]
+    return f"{mark}{ratio.value:.2f}"
 
 
 def lines(table: Table) -> Grid:
@@ -148,18 +147,23 @@ def notes(table: Table) -> list[str]:
     ]
     found += _reached(table)
     found += [f"No scores: {why}." for why in dict.fromkeys(row.unscored for row in table.rows if row.unscored)]
-    found += _single_runs(table)
     if table.kind == "predicted":
         found.append(
             "Predicted: ≤ and ≥ mark bounds that the chip's peaks set; no run was made. Real runtimes stay below."
         )
-    elif any(_undecided(table, row) for row in table.rows):
+        return found
+    if any(_timed(table, row, distinct=False) for row in table.rows):
         found.append("~ marks a ratio whose 95% interval includes 1: these samples show no difference.")
+    if any(_timed(table, row, distinct=None) for row in table.rows):
+        also = " The run also returned all logits for the score." if any(r.prompt_scored for r in table.rows) else ""
+        found.append(f"? marks a ratio of single runs: nothing says how much they vary.{also}")
     return found
 
 
-def _undecided(table: Table, row: Row) -> bool:
-    return row.path != BASE_PATH and any(r.distinct is False for r in ratios(row, table.base(row)).values())
+def _timed(table: Table, row: Row, distinct: bool | None) -> bool:
+    """Whether one of the row's ratios of times is marked so."""
+    found = ratios(row, table.base(row)) if row.path != BASE_PATH else {}
+    return any(found[name].distinct is distinct for name in TIMED if name in found)
 
 
 def _peaks_note(kind: str, peaks: Peaks) -> str:
@@ -190,18 +194,6 @@ def _reached(table: Table) -> list[str]:
             if row.decode_rate and row.decode_bound:
                 parts.append(f"{line.path} {100 * row.decode_rate * row.decode_bound.seconds:.0f}% at {row.context:,}")
     return [f"Decode reached of what the measured peaks allow: {', '.join(parts)}."] if parts else []
-
-
-def _single_runs(table: Table) -> list[str]:
-    if table.kind == "predicted":
-        return []
-    contexts = sorted({row.context for row in table.rows if len(row.prompt_seconds) == 1})
-    if not contexts:
-        return []
-    scored = any(row.prompt_scored for row in table.rows)
-    also = ", which also returned all logits for the score" if scored else ""
-    places = " and ".join(f"{context:,}" for context in contexts)
-    return [f"Prompt figures at {places} rest on one run each{also}: nothing says how much they vary."]
 
 
 def show(record: Record, console: Console) -> None:

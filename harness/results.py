@@ -17,6 +17,7 @@ from harness.stats import Ratio, median, paired_ratio
 SCHEMA = "latentvk.compare"
 SCHEMA_VERSION = 1
 BASE_PATH = "mla"  # what every ratio is against
+TIMED = ("decode_rate", "prompt_rate", "first_token_seconds")  # the ratios that samples of times give
 
 Kind = Literal["measured", "predicted"]
 

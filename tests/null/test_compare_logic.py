@@ -326,7 +326,8 @@ def test_markdown_report_shows_ratio_rows_that_do_not_fit_and_undecided_ratios()
     assert f"({blow_up:.2f}x)" in text
     assert "| 65,536 | mha | does not fit | 123.0 GiB |" in text
     assert "- mha at 65,536: does not fit, 125.0 GiB needed with the weights." in text
-    assert "| ~1.00 |" in text
+    assert "| ~1.00 | 512 | ?1.00 | 1.00 s | ?1.00 |" in text  # decode has two repeats, the prompt one
+    assert "- ? marks a ratio of single runs: nothing says how much they vary.\n" in text
     assert "~ marks a ratio whose 95% interval includes 1" in text
     assert "| all samples | samples.json |" in text
 
