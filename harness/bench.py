@@ -148,6 +148,7 @@ def about(model: "Model", gguf: "GGUFFile", config: "ModelConfig", path: "Path")
         type_name = LlamaFileType(gguf.kv.get("general.file_type", -1)).name.removeprefix("MOSTLY_")
     except ValueError:
         type_name = "mixed types"
+    size = f"{parameters / 1e9:.2f}B" if parameters >= 1e8 else f"{parameters / 1e6:.2f}M"
     host, software, info = metadata.host(), metadata.software(), model.device.info
     return {
         "build_commit": software["commit"],
@@ -155,7 +156,7 @@ def about(model: "Model", gguf: "GGUFFile", config: "ModelConfig", path: "Path")
         "gpu_info": info.name,
         "backends": "latentvk Vulkan",
         "model_filename": gguf.path.name,
-        "model_type": f"{config.arch} {parameters / 1e9:.2f}B {type_name}",
+        "model_type": f"{config.arch} {size} {type_name}",
         "model_size": sum(tensor.nbytes for tensor in gguf.tensors.values()),
         "model_n_params": parameters,
         "type_k": path.cache_type,
