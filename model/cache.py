@@ -51,9 +51,12 @@ class Cache:
 
     def _layer(self, device: Device, config: ModelConfig, path: Path, name: str) -> LayerCache:
         if path.layout is CacheLayout.PER_HEAD:
+            # One kernel writes a head's key and value, so both are split between the same heads.
+            heads, n_ctx, key, value = config.n_head, self.n_ctx, config.key_dim, config.v_head
+            widest = n_ctx * max(key, value)
             return LayerCache(
-                keys_per_head=allocate_f16(device, f"{name}.k", config.n_head, self.n_ctx, config.key_dim),
-                values_per_head=allocate_f16(device, f"{name}.v", config.n_head, config.v_head, self.n_ctx),
+                keys_per_head=allocate_f16(device, f"{name}.k", heads, n_ctx, key, widest),
+                values_per_head=allocate_f16(device, f"{name}.v", heads, value, n_ctx, widest),
             )
         latent = Buffer(device, self.n_ctx * config.latent_dim * 2, f"{name}.latent")
         if path.layout is CacheLayout.LATENT:

@@ -163,16 +163,16 @@ def stack_upload(
     return Weight(name, kind, matrices, rows, columns, tuple(shards))
 
 
-def allocate_f16(device: Device, name: str, matrices: int, rows: int, columns: int) -> Weight:
+def allocate_f16(device: Device, name: str, matrices: int, rows: int, columns: int, widest: int = 0) -> Weight:
     """A zeroed stack of F16 matrices on the device: a cache that linear kernels can read as weights.
 
-    ``columns`` must be a multiple of 32 and is stored without padding.
+    ``columns`` must be a multiple of 32 and is stored without padding. ``widest`` is the elements of the largest matrix
+    of the stacks that must be split alike (0: this one alone).
     """
+    limit, elements = device.info.max_storage_buffer_range, rows * columns
     shards = []
-    for first, end in _split(matrices, rows * columns * 2, device.info.max_storage_buffer_range, name, device):
-        shards.append(
-            Shard(Buffer(device, (end - first) * rows * columns * 2, f"{name}[{first}:{end}]"), first, end, 0)
-        )
+    for first, end in _split(matrices, max(widest, elements) * 2, limit, name, device):
+        shards.append(Shard(Buffer(device, (end - first) * elements * 2, f"{name}[{first}:{end}]"), first, end, 0))
     return Weight(name, Q.F16, matrices, rows, columns, tuple(shards))
 
 
