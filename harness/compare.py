@@ -1,6 +1,7 @@
 """`latentvk compare`: one model along several paths and contexts, measured; and the same table predicted for a chip."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -169,17 +170,16 @@ def _predict(
 def report_folder(args: argparse.Namespace) -> Path | None:
     """Where the reports go: -o, else ./results unless --json says where the result goes.
 
-    Made here, so that a folder that cannot be written is an InputError before minutes of measuring, not after.
+    Raises InputError when the folder could not be written, before minutes of measuring and not after; it is made only
+    with the reports, so that an interrupted run leaves nothing.
     """
     if args.output is None and args.json is not None:
         return None
     folder = Path(args.output or "results")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"{folder}: cannot be made ({error.strerror}), expected a folder for the reports; choose another with -o"
-        ) from None
+    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        what = "not writable" if nearest.is_dir() else "no folder"
+        raise InputError(f"{folder}: {nearest} is {what}, expected a place for the reports; choose another with -o")
     return folder
 
 
@@ -196,6 +196,7 @@ def finish(record: "Record", args: argparse.Namespace, folder: Path | None) -> N
         report.show(record, console)
     if folder is None:
         return
+    folder.mkdir(parents=True, exist_ok=True)
     stem = report_stem(record)
     json_path, markdown_path = folder / f"{stem}.json", folder / f"{stem}.md"
     write_record(record, json_path)

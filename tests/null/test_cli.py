@@ -100,14 +100,15 @@ def test_compare_refuses_unknown_names(capsys: Captured) -> None:
 
 
 def test_compare_refuses_a_folder_it_cannot_make(capsys: Captured, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    fails(
-        capsys,
-        ["compare", "--preset", "glm-4.7-flash", "-o", str(tmp_path / "file" / "deep")],
-        2,
-        f"{tmp_path}/file/deep: cannot be made (Not a directory), expected a folder for the reports; "
-        "choose another with -o",
-    )
+    file = tmp_path / "file"
+    file.write_text("")
+    for folder in (file, file / "deep" / "er"):
+        fails(
+            capsys,
+            ["compare", "--preset", "glm-4.7-flash", "-o", str(folder)],
+            2,
+            f"{folder}: {file} is no folder, expected a place for the reports; choose another with -o",
+        )
 
 
 @pytest.mark.parametrize(
