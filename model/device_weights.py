@@ -81,4 +81,9 @@ class DeviceWeights:
 
 def predicted_bytes(config: ModelConfig, gguf: GGUFFile) -> int:
     """Bytes that the weights of ``gguf`` will take on a device, from its tensor table alone."""
-    return sum(device_bytes(gguf.tensors[name].type, shape) for name, shape in expected_tensors(config).items())
+    total = 0
+    for name, shape in expected_tensors(config).items():
+        total += 4 * shape[0] if len(shape) == 1 else device_bytes(gguf.tensors[name].type, shape)
+    if not config.expert_bias:  # zeros stand in for it
+        total += 4 * config.n_expert * (config.n_layer - config.n_dense)
+    return total

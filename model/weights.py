@@ -78,8 +78,9 @@ def row_bytes(kind: GGMLQuantizationType, columns: int) -> int:
 
 
 def device_bytes(kind: GGMLQuantizationType, shape: tuple[int, ...]) -> int:
-    """Bytes that a tensor takes on the device."""
-    return int(np.prod(shape[:-1], dtype=np.int64)) * row_bytes(kind, shape[-1])
+    """Bytes that a tensor takes on the device, in whole words."""
+    n_bytes = int(np.prod(shape[:-1], dtype=np.int64)) * row_bytes(kind, shape[-1])
+    return -(-n_bytes // 4) * 4
 
 
 def _split(total: int, unit_bytes: int, limit: int, name: str, device: Device) -> list[tuple[int, int]]:
