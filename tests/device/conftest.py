@@ -1,6 +1,7 @@
-"""The device that all tests here share, opened once; without one they are skipped and say why."""
+"""What all tests here share, made once: the device (without one they are skipped and say why) and small models."""
 
 import pytest
+from small_models import NAMES, SmallModel, open_small_model
 
 from vkbackend.device import Device, open_device
 from vkbackend.errors import DeviceError
@@ -13,3 +14,22 @@ def device() -> Device:
         return open_device()
     except DeviceError as reason:
         pytest.skip(str(reason))
+
+
+@pytest.fixture(scope="session")
+def small_models(device: Device, tmp_path_factory: pytest.TempPathFactory) -> dict[str, SmallModel]:
+    """Every small model by name."""
+    folder = tmp_path_factory.mktemp("models")
+    return {name: open_small_model(name, folder, device) for name in NAMES}
+
+
+@pytest.fixture(params=NAMES)
+def small(request: pytest.FixtureRequest, small_models: dict[str, SmallModel]) -> SmallModel:
+    """Each small model in turn."""
+    return small_models[request.param]
+
+
+@pytest.fixture
+def embedded(small_models: dict[str, SmallModel]) -> SmallModel:
+    """The model that ships with the project."""
+    return small_models["embedded"]

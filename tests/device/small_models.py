@@ -1,0 +1,134 @@
+"""Small models to run whole: two random ones of awkward shapes over all formats, and the embedded one."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from gguf import GGMLQuantizationType as Q
+
+from harness.synth import TypeOverride, write_synthetic
+from model import tasks
+from model.config import PRESETS, ModelConfig
+from model.data import EMBEDDED_MODEL
+from model.engine import Model
+from model.gguf_file import GGUFFile
+from model.layout import CacheLayout
+from model.layout import Path as CachePath
+from model.reference import Reference
+from vkbackend.device import Device
+
+# Widths that no subgroup divides, keys wider than values, and every format in a layer of each kind.
+AWKWARD = replace(
+    PRESETS["glm-4.7-flash"],
+    name="awkward",
+    n_layer=3,
+    n_nextn=0,
+    n_embd=256,
+    n_vocab=301,
+    n_head=10,
+    q_lora=100,
+    kv_lora=44,
+    qk_nope=20,
+    qk_rope=12,
+    v_head=12,
+    n_ff=512,
+    n_expert=11,
+    n_expert_used=3,
+    n_expert_shared=2,
+    n_ff_exp=256,
+    n_ctx_train=4096,
+)
+# One head, no dense layer, no shared expert, all experts used, softmax gating without bias or renormalisation.
+PLAIN = replace(
+    AWKWARD,
+    name="plain",
+    n_layer=2,
+    n_dense=0,
+    n_embd=96,
+    n_vocab=307,
+    n_head=1,
+    q_lora=32,
+    kv_lora=64,
+    qk_nope=24,
+    qk_rope=8,
+    v_head=20,
+    n_expert=5,
+    n_expert_used=5,
+    n_expert_shared=0,
+    n_ff_exp=32,
+    gating="softmax",
+    norm_topk=False,
+    expert_scale=1.0,
+    expert_bias=False,
+)
+TYPES: dict[str, tuple[str, list[TypeOverride]]] = {
+    "awkward": ("q4_k_m", [("ffn_gate", Q.Q6_K), ("ffn_up", Q.Q5_0), ("attn_kv_a_mqa", Q.Q8_0)]),
+    "plain": ("q8_0", [("ffn_gate", Q.Q5_0), ("ffn_up", Q.F16), ("attn_q_a", Q.F32)]),
+}
+NAMES = ("awkward", "plain", "embedded")
+
+
+@dataclass(frozen=True)
+class SmallModel:
+    """One model on the device and as a reference, with a prompt on which both route alike."""
+
+    name: str
+    gguf: GGUFFile
+    device: Device
+
+    @cached_property
+    def model(self) -> Model:
+        return Model.load(self.gguf, self.device)
+
+    @cached_property
+    def reference(self) -> Reference:
+        return Reference.from_gguf(self.gguf)
+
+    @property
+    def config(self) -> ModelConfig:
+        return self.reference.config
+
+    def draws(self, count: int, length: int) -> list[list[int]]:
+        """Prompts of ``length`` tokens: held-out text for the embedded model, random ids for the others."""
+        if self.name == "embedded":
+            ids = self.model.tokenizer.encode(tasks.heldout_text())
+            return [ids[i * 1000 : i * 1000 + length] for i in range(count)]
+        rng = np.random.default_rng(len(self.name))
+        return [[int(t) for t in rng.integers(0, self.config.n_vocab, length)] for _ in range(count)]
+
+    @cached_property
+    def prompt(self) -> list[int]:
+        """Of 12 prompts of 29 tokens the one whose nearest routing decision is the least near."""
+        return max(self.draws(12, 29), key=lambda tokens: self.reference.routing_margins(tokens).min())
+
+    @cached_property
+    def exact(self) -> Callable[[CachePath], tuple[np.ndarray, float]]:
+        """For a path: float64 logits of ``prompt`` with an f16 cache, and the most that the cache's rounding does.
+
+        A device computes in f32, so that some cached numbers fall on the other neighbouring half: each such number is
+        off by one rounding step more. As only few do, all together do less than rounding the whole cache did.
+        """
+        reference = Reference.from_gguf(self.gguf, np.float64)
+        found: dict[str, tuple[np.ndarray, float]] = {}
+
+        def of(path: CachePath) -> tuple[np.ndarray, float]:
+            way = "expanded" if path.layout is CacheLayout.PER_HEAD else "latent"
+            if way not in found:
+                rounded = reference.logits(self.prompt, way, cache_dtype=np.float16)
+                effect = np.abs(rounded - reference.logits(self.prompt, way)).max()
+                found[way] = rounded, float(effect)
+            return found[way]
+
+        return of
+
+
+def open_small_model(name: str, folder: Path, device: Device) -> SmallModel:
+    """The model called ``name``; a random one's file is written to ``folder``."""
+    if name == "embedded":
+        return SmallModel(name, GGUFFile.open(EMBEDDED_MODEL), device)
+    file = folder / f"{name}.gguf"
+    mix, overrides = TYPES[name]
+    write_synthetic({"awkward": AWKWARD, "plain": PLAIN}[name], file, mix, 1, overrides)
+    return SmallModel(name, GGUFFile.open(file), device)

@@ -1,0 +1,258 @@
+"""A session's life: what it allocates and gives back, goes back over, repeats, and refuses by full text."""
+
+from dataclasses import replace
+
+import numpy as np
+import psutil
+import pytest
+from helpers import limited
+from small_models import SmallModel
+
+from model import budget, engine
+from model.engine import Model, Session
+from model.layout import PATHS, cache_bytes, cache_bytes_per_token
+from vkbackend.device import Device
+from vkbackend.errors import DeviceError, InputError
+
+
+@pytest.fixture(params=PATHS)
+def opened(request: pytest.FixtureRequest, embedded: SmallModel) -> Session:
+    """A session of 64 positions on each path over the embedded model."""
+    session = Session(embedded.model, PATHS[request.param], 64, chunk=8)
+    request.addfinalizer(session.close)
+    return session
+
+
+def step(session: Session, token: int) -> np.ndarray:
+    """One decoded token's logits."""
+    session.decode(token)
+    return session.last_logits()
+
+
+def test_replay_equals_the_first_run(opened: Session) -> None:
+    """Bit for bit: a token at a position, and a chunk, again and again."""
+    tokens = [5, 900, 33, 7, 1200, 2, 64, 11, 300, 41, 17]
+    first_chunk = opened.prompt(tokens)
+    assert first_chunk is not None
+    first = step(opened, 77)
+    for _ in range(3):
+        opened.rewind(len(tokens))
+        np.testing.assert_array_equal(step(opened, 77), first)
+        opened.rewind(0)
+        again = opened.prompt(tokens)
+        assert again is not None
+        np.testing.assert_array_equal(again, first_chunk)
+
+
+@pytest.mark.parametrize("kept", [0, 5, 8])
+def test_rewind_forgets_what_came_later(opened: Session, kept: int, embedded: SmallModel) -> None:
+    """After going back, also into a word that two positions share, all is as if the later tokens had never been."""
+    start, later, other = [5, 900, 33, 7, 1200, 2, 64, 11, 300, 41, 17], [100] * 30, [2, 3, 5, 7, 11, 13, 17]
+    opened.prompt(start[:kept], "none") if kept else None
+    opened.prompt(later, "none")
+    opened.rewind(kept)
+    found = opened.prompt(other, "all")
+    fresh = Session(embedded.model, opened.path, 64, chunk=8)
+    fresh.prompt(start[:kept], "none") if kept else None
+    expected = fresh.prompt(other, "all")
+    fresh.close()
+    assert found is not None and expected is not None
+    np.testing.assert_array_equal(found, expected)
+    assert opened.n_past == kept + len(other)
+
+
+def test_sessions_of_one_model_do_not_meet(embedded: SmallModel) -> None:
+    """All paths decode in turns over the same weights as they do alone."""
+    tokens = [5, 900, 33, 7, 1200, 2]
+    alone = {}
+    for name, path in PATHS.items():
+        session = Session(embedded.model, path, 32)
+        alone[name] = np.stack([step(session, token) for token in tokens])
+        session.close()
+    together = {name: Session(embedded.model, path, 32) for name, path in PATHS.items()}
+    for i, token in enumerate(tokens):
+        for name, session in together.items():
+            np.testing.assert_array_equal(step(session, token), alone[name][i])
+    for session in together.values():
+        session.close()
+
+
+def refused(session: Session, expected: str, *prompts: list[int]) -> None:
+    """Each prompt is refused with exactly ``expected``, and neither position nor results change."""
+    session.rewind(0)
+    session.prompt([5, 900, 33])
+    before = session.last_logits()
+    for tokens in prompts:
+        with pytest.raises(InputError) as caught:
+            session.prompt(tokens, "all")
+        assert str(caught.value) == expected
+        assert session.n_past == 3
+        np.testing.assert_array_equal(session.last_logits(), before)
+    after = step(session, 7)
+    session.rewind(3)
+    np.testing.assert_array_equal(step(session, 7), after)
+
+
+def test_token_outside_the_vocabulary(opened: Session) -> None:
+    n_vocab = opened.model.config.n_vocab
+    for token in (-1, n_vocab, 2**32):
+        message = f"token id {token}; expected 0 to {n_vocab - 1}: the model has no other"
+        # Far enough behind good tokens that chunks before it would have run.
+        refused(opened, message, [token], [1] * 20 + [token])
+        with pytest.raises(InputError, match="token id"):
+            opened.decode(token)
+
+
+def test_empty_prompt(opened: Session) -> None:
+    refused(opened, "an empty prompt; expected at least one token: give some text", [])
+
+
+def test_more_than_the_context_holds(opened: Session) -> None:
+    message = "65 tokens; expected at most 64, the session's context: ask for a longer context"
+    refused(opened, message, [1] * 62)
+    opened.rewind(0)
+    opened.prompt([1] * 64, "none")
+    with pytest.raises(InputError) as caught:
+        opened.decode(1)
+    assert str(caught.value) == message
+    assert opened.n_past == 64
+
+
+@pytest.mark.parametrize("target", [-1, 4])
+def test_rewind_to_what_was_never_run(opened: Session, target: int) -> None:
+    opened.prompt([5, 900, 33], "none")
+    with pytest.raises(InputError) as caught:
+        opened.rewind(target)
+    assert str(caught.value) == f"rewind to {target}; expected 0 to 3, the positions in the cache: choose one"
+    assert opened.n_past == 3
+
+
+@pytest.mark.parametrize(
+    ("n_ctx", "chunk", "expected"),
+    [
+        (0, None, "context 0; expected at least 1: choose a longer one"),
+        (64, 0, "chunk 0; expected at least 1: choose a larger one"),
+    ],
+)
+def test_lengths_that_are_none(embedded: SmallModel, n_ctx: int, chunk: int | None, expected: str) -> None:
+    with pytest.raises(InputError) as caught:
+        Session(embedded.model, PATHS["mla"], n_ctx, chunk)
+    assert str(caught.value) == expected
+
+
+def test_cache_type_without_a_kernel(embedded: SmallModel) -> None:
+    with pytest.raises(InputError) as caught:
+        Session(embedded.model, replace(PATHS["mla"], cache_type="q8_0"), 64)
+    assert str(caught.value) == "cache type q8_0 has no kernel; expected f16: choose it"
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_cache_is_as_large_as_the_formula_says(small: SmallModel, path: str) -> None:
+    for n_ctx, allocated in ((32, 32), (96, 96), (33, 64), (1, 32)):
+        session = Session(small.model, PATHS[path], n_ctx, chunk=4)
+        assert session.cache_bytes == cache_bytes(small.config, PATHS[path].layout, "f16", allocated)
+        session.close()
+
+
+def test_close_gives_every_buffer_back(opened: Session, embedded: SmallModel) -> None:
+    opened.prompt([5, 900, 33], "all")
+    parts = [part for layer in opened._cache.layers for part in layer.parts()]
+    caches = [b for p in parts for b in ([s.buffer for s in p.shards] if hasattr(p, "shards") else [p])]
+    buffers = [*caches, *opened._scratch.buffers.values(), opened._forward.head_all()[1]]
+    assert sum(b.nbytes for b in caches) == opened.cache_bytes
+    assert all(b.tensor.is_init() for b in buffers)
+    opened.close()
+    assert not any(b.tensor.is_init() for b in buffers)
+    opened.close = lambda: None  # type: ignore[method-assign]  # the fixture closes it too
+    session = Session(embedded.model, PATHS["mla"], 32)  # the model's weights are still there
+    assert np.isfinite(step(session, 5)).all()
+    session.close()
+
+
+def test_sessions_leave_no_memory_behind(embedded: SmallModel, device: Device) -> None:
+    """On unified memory a cache is host memory: ten of 30 MB, one after the other, must not add up."""
+    if not device.info.unified:
+        pytest.skip(f"{device.info.name} has memory of its own, which the process's size does not show")
+    path, n_ctx, process = PATHS["mha"], 4096, psutil.Process()
+    sizes = []
+    for _ in range(11):
+        session = Session(embedded.model, path, n_ctx, chunk=1)
+        session.decode(5)
+        sizes.append(process.memory_info().rss)
+        one = session.cache_bytes
+        session.close()
+    assert one > 30_000_000
+    assert sizes[-1] - sizes[0] < 3 * one
+
+
+def test_context_beyond_memory_is_refused_before_it_is_allocated(
+    embedded: SmallModel, device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The message's own largest context fits, and one position more does not."""
+    path = PATHS["mha"]
+    row = cache_bytes_per_token(embedded.config, path.layout)
+    session = Session(embedded.model, path, 320, chunk=4)
+    free = session.scratch_bytes + 320 * row + 5
+    session.close()
+    monkeypatch.setattr(budget, "available_bytes", lambda info: free)
+    Session(embedded.model, path, 320, chunk=4).close()
+    monkeypatch.setattr(engine, "Cache", lambda *_: pytest.fail("allocated before the check"))
+    # One position more takes a whole unit of 32 in scores and cache.
+    with pytest.raises(DeviceError) as caught:
+        Session(embedded.model, path, 321, chunk=4)
+    left = 320 * row + 5 - 4 * embedded.config.n_head * 4 * 32  # beside the larger scores
+    assert str(caught.value) == (
+        f"context 321 on path mha needs {321 * row} bytes of cache; {device.info.name} has {left} left: "
+        f"use a context of at most {left // row} or --path mla"
+    )
+    monkeypatch.setattr(budget, "available_bytes", lambda info: 0)
+    with pytest.raises(DeviceError) as caught:
+        Session(embedded.model, PATHS["mla"], 64)
+    needed = cache_bytes(embedded.config, PATHS["mla"].layout, "f16", 64)
+    assert str(caught.value) == (
+        f"context 64 on path mla needs {needed} bytes of cache; {device.info.name} has 0 left: "
+        "use a context of at most 0"
+    )
+
+
+def test_weights_beyond_memory_are_refused_before_they_are_allocated(
+    small: SmallModel, device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The predicted bytes are those of the buffers that a load then makes."""
+    loaded = Model.load(small.gguf, device)
+    needed = loaded.weight_bytes
+    loaded.close()
+    monkeypatch.setattr(engine, "available_bytes", lambda info: needed)
+    Model.load(small.gguf, device).close()
+    monkeypatch.setattr(engine, "available_bytes", lambda info: needed - 1)
+    monkeypatch.setattr(engine, "DeviceWeights", lambda *_: pytest.fail("allocated before the check"))
+    with pytest.raises(DeviceError) as caught:
+        Model.load(small.gguf, device)
+    assert str(caught.value) == (
+        f"{small.gguf.path}: weights of {needed} bytes; {device.info.name} has {needed - 1} left: "
+        "use a smaller quantisation"
+    )
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_tensors_and_caches_split_over_buffers_change_nothing(
+    small_models: dict[str, SmallModel], device: Device, path: str
+) -> None:
+    """A binding limit under the experts' and the per-head keys' size: the same bits come out."""
+    small, n_ctx = small_models["awkward"], 1024
+    whole = Session(small.model, PATHS[path], n_ctx, chunk=5)
+    expected = whole.prompt(small.prompt, "all")
+    whole.close()
+    model = Model.load(small.gguf, limited(device, 450_000))
+    split = [name for name, weight in model.weights._matrices.items() if len(weight.shards) > 1]
+    assert {"blk.1.ffn_gate_exps", "blk.2.ffn_down_exps"} <= set(split)
+    session = Session(model, PATHS[path], n_ctx, chunk=5)
+    if path == "mha":
+        keys, values = (session._cache.layers[0].keys_per_head, session._cache.layers[0].values_per_head)
+        assert keys is not None and values is not None
+        assert len(keys.shards) == len(values.shards) == 2
+    found = session.prompt(small.prompt, "all")
+    session.close()
+    model.close()
+    assert expected is not None and found is not None
+    np.testing.assert_array_equal(found, expected)
