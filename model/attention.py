@@ -20,8 +20,8 @@ from vkbackend.device import Device
 from vkbackend.program import Program
 
 # A lane's registers for queries and accumulators, in pairs of f32. A CPU keeps them in its first cache (measured on
-# lavapipe with GLM's widths: 5 heads 18.5 GFLOP/s, 10 heads 20.8, but 20 heads take 20 s to compile); a GPU has 256
-# registers a lane.
+# lavapipe with GLM's widths: 5 heads 18.5 GFLOP/s, 10 heads 20.8, but 20 heads take 20 s to compile). A GPU has 256
+# registers a lane: RADV compiles 5 heads to 128 of them on phoenix, no spills; 10 heads would leave 2 waves a SIMD.
 _PAIRS_CPU, _PAIRS_GPU = 360, 64
 # Workgroups that fill a device with one token's attention; lavapipe: a few for each core.
 _GROUPS_CPU, _GROUPS_GPU = 16, 256
@@ -151,8 +151,9 @@ class AttentionBlock:
         self._linear(program, scratch, tokens, "attn_k_b", nope, absorbed)
 
         splits = self.shape.splits if tokens == 1 else 1
+        kernel = kernels.ATTENTION_LATENT_V if values else kernels.ATTENTION_LATENT
         program.launch(
-            kernels.ATTENTION_LATENT_V if values else kernels.ATTENTION_LATENT,
+            kernel.variant(ARRAYS_IN_MEMORY="1") if program.device.info.kind == "cpu" else kernel,
             {
                 "q": scratch["q_latent"],
                 "cache": latent,
@@ -161,7 +162,7 @@ class AttentionBlock:
                 "params": scratch["params"],
                 **values,
             },
-            (splits, c.n_head // self.shape.heads, tokens),
+            (c.n_head // self.shape.heads, splits, tokens),
             spec={
                 "LATENT": c.kv_lora,
                 "ROPE": c.qk_rope,

@@ -4,6 +4,8 @@
 // the lanes as packed halves, serves all of them, and its first LATENT entries serve again as the value.
 // Online softmax over tiles of TILE rows (Milakov and Gimelshein 2018; Dao et al. 2022).
 // REDUNDANT_V: values come from their own buffer instead.
+// ARRAYS_IN_MEMORY: for CPU drivers, whose compiler takes tens of seconds over hundreds of values that live through a loop. A
+// loop that indexes the arrays keeps them in memory, their first cache; a GPU must not have it, or they leave its registers.
 #extension GL_GOOGLE_include_directive : require
 #extension GL_KHR_shader_subgroup_basic : require
 #extension GL_EXT_control_flow_attributes : require
@@ -48,8 +50,15 @@ bool held(uint i) {
     return words % gl_WorkGroupSize.x == 0u || row_word(i) < (i < LATENT_WORDS ? LATENT / 2u : ROW);
 }
 
+#ifdef ARRAYS_IN_MEMORY
+#define ARRAY_LOOP [[dont_unroll]]
+#else
+#define ARRAY_LOOP [[unroll]]
+#endif
+
 void main() {
-    uint split = gl_WorkGroupID.x, group = gl_WorkGroupID.y, token = gl_WorkGroupID.z;
+    // Head groups of one split run side by side, so that a cache row one of them loaded serves the others from the cache.
+    uint group = gl_WorkGroupID.x, split = gl_WorkGroupID.y, token = gl_WorkGroupID.z;
     if (token >= n_tokens) return;
     uint visible = n_past + token + 1u;
     uint share = ((visible + SPLITS * TILE - 1u) / (SPLITS * TILE)) * TILE;
@@ -59,9 +68,9 @@ void main() {
     vec2 query[HEADS * WORDS], acc[HEADS * LATENT_WORDS];
     float top[HEADS], sum[HEADS];
     [[unroll]] for (uint h = 0u; h < HEADS; h++) {
-        [[dont_unroll]] for (uint i = 0u; i < WORDS; i++)
+        ARRAY_LOOP for (uint i = 0u; i < WORDS; i++)
             query[h * WORDS + i] = held(i) ? scale * q[(first_head + h) * ROW + row_word(i)] : vec2(0.0);
-        [[dont_unroll]] for (uint i = 0u; i < LATENT_WORDS; i++) acc[h * LATENT_WORDS + i] = vec2(0.0);
+        ARRAY_LOOP for (uint i = 0u; i < LATENT_WORDS; i++) acc[h * LATENT_WORDS + i] = vec2(0.0);
         top[h] = LOWEST;
         sum[h] = 0.0;
     }
@@ -119,7 +128,7 @@ void main() {
     [[unroll]] for (uint h = 0u; h < HEADS; h++) {
         uint slot = (first_head + h) * SPLITS + split;
         float norm = SPLITS == 1u ? 1.0 / sum[h] : 1.0;
-        [[dont_unroll]] for (uint i = 0u; i < LATENT_WORDS; i++)
+        ARRAY_LOOP for (uint i = 0u; i < LATENT_WORDS; i++)
             if (held(i)) outp[slot * (LATENT / 2u) + row_word(i)] = acc[h * LATENT_WORDS + i] * norm;
         if (SPLITS > 1u && gl_SubgroupInvocationID == 0u) stats[slot] = vec2(top[h], sum[h]);
     }

@@ -70,7 +70,7 @@ def attend(
         "ROPE_WORDS": -(-rope // 2 // device.subgroup_size),
     }
     kernel = kernels.ATTENTION_LATENT_V if redundant else kernels.ATTENTION_LATENT
-    grid = (splits, HEADS // heads_per_group, capacity)
+    grid = (HEADS // heads_per_group, splits, capacity)
     launch(device, kernel, buffers, grid, spec=spec, push={"heads": HEADS, "scale": SCALE})
     if splits > 1:
         joined = {"parts": parts, "stats": stats, "out": out}
