@@ -12,9 +12,9 @@ from harness.synth import TypeOverride, write_synthetic
 from model import tasks
 from model.config import PRESETS, ModelConfig
 from model.data import EMBEDDED_MODEL
-from model.engine import Model
+from model.engine import Model, Session
 from model.gguf_file import GGUFFile
-from model.layout import CacheLayout
+from model.layout import PATHS, CacheLayout
 from model.layout import Path as CachePath
 from model.reference import Reference
 from vkbackend.device import Device
@@ -68,6 +68,7 @@ TYPES: dict[str, tuple[str, list[TypeOverride]]] = {
     "plain": ("q8_0", [("ffn_gate", Q.Q5_0), ("ffn_up", Q.F16), ("attn_q_a", Q.F32)]),
 }
 NAMES = ("awkward", "plain", "embedded")
+N_CTX = 128
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,24 @@ class SmallModel:
     @cached_property
     def reference(self) -> Reference:
         return Reference.from_gguf(self.gguf)
+
+    @cached_property
+    def _sessions(self) -> dict[tuple[str, int], Session]:
+        return {}
+
+    def session(self, path: str, chunk: int) -> Session:
+        """A session of N_CTX positions at position 0, kept for later tests: recording its programs takes a second."""
+        key = path, chunk
+        if key not in self._sessions:
+            self._sessions[key] = Session(self.model, PATHS[path], N_CTX, chunk)
+        self._sessions[key].rewind(0)
+        return self._sessions[key]
+
+    def logits(self, path: str, chunk: int) -> np.ndarray:
+        """Logits at every position of ``prompt``."""
+        found = self.session(path, chunk).prompt(self.prompt, "all")
+        assert found is not None
+        return found
 
     @property
     def config(self) -> ModelConfig:

@@ -1,5 +1,6 @@
 """A session's life: what it allocates and gives back, goes back over, repeats, and refuses by full text."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -11,16 +12,24 @@ from small_models import SmallModel
 from model import budget, engine
 from model.engine import Model, Session
 from model.layout import PATHS, cache_bytes, cache_bytes_per_token
+from model.weights import Weight
 from vkbackend.device import Device
 from vkbackend.errors import DeviceError, InputError
 
 
-@pytest.fixture(params=PATHS)
-def opened(request: pytest.FixtureRequest, embedded: SmallModel) -> Session:
-    """A session of 64 positions on each path over the embedded model."""
-    session = Session(embedded.model, PATHS[request.param], 64, chunk=8)
-    request.addfinalizer(session.close)
-    return session
+@pytest.fixture(scope="module", params=PATHS)
+def on_each_path(request: pytest.FixtureRequest, small_models: dict[str, SmallModel]) -> Iterator[Session]:
+    """A session of 64 positions on each path over the embedded model, kept for this file's tests."""
+    session = Session(small_models["embedded"].model, PATHS[request.param], 64, chunk=8)
+    yield session
+    session.close()
+
+
+@pytest.fixture
+def opened(on_each_path: Session) -> Session:
+    """That session at position 0."""
+    on_each_path.rewind(0)
+    return on_each_path
 
 
 def step(session: Session, token: int) -> np.ndarray:
@@ -44,21 +53,20 @@ def test_replay_equals_the_first_run(opened: Session) -> None:
         np.testing.assert_array_equal(again, first_chunk)
 
 
-@pytest.mark.parametrize("kept", [0, 5, 8])
-def test_rewind_forgets_what_came_later(opened: Session, kept: int, embedded: SmallModel) -> None:
-    """After going back, also into a word that two positions share, all is as if the later tokens had never been."""
-    start, later, other = [5, 900, 33, 7, 1200, 2, 64, 11, 300, 41, 17], [100] * 30, [2, 3, 5, 7, 11, 13, 17]
-    opened.prompt(start[:kept], "none") if kept else None
+def test_rewind_forgets_what_came_later(opened: Session, embedded: SmallModel) -> None:
+    """After going back, into a word that two positions share, all is as if the later tokens had never been."""
+    start, later, other = [5, 900, 33, 7, 1200], [100] * 30, [2, 3, 5, 7, 11, 13, 17, 19, 23]
+    opened.prompt(start, "none")
     opened.prompt(later, "none")
-    opened.rewind(kept)
+    opened.rewind(len(start))
     found = opened.prompt(other, "all")
     fresh = Session(embedded.model, opened.path, 64, chunk=8)
-    fresh.prompt(start[:kept], "none") if kept else None
+    fresh.prompt(start, "none")
     expected = fresh.prompt(other, "all")
     fresh.close()
     assert found is not None and expected is not None
     np.testing.assert_array_equal(found, expected)
-    assert opened.n_past == kept + len(other)
+    assert opened.n_past == len(start) + len(other)
 
 
 def test_sessions_of_one_model_do_not_meet(embedded: SmallModel) -> None:
@@ -154,19 +162,24 @@ def test_cache_is_as_large_as_the_formula_says(small: SmallModel, path: str) -> 
         session.close()
 
 
-def test_close_gives_every_buffer_back(opened: Session, embedded: SmallModel) -> None:
-    opened.prompt([5, 900, 33], "all")
-    parts = [part for layer in opened._cache.layers for part in layer.parts()]
-    caches = [b for p in parts for b in ([s.buffer for s in p.shards] if hasattr(p, "shards") else [p])]
-    buffers = [*caches, *opened._scratch.buffers.values(), opened._forward.head_all()[1]]
-    assert sum(b.nbytes for b in caches) == opened.cache_bytes
+@pytest.mark.parametrize("path", PATHS)
+def test_close_gives_every_buffer_back(embedded: SmallModel, path: str) -> None:
+    session = Session(embedded.model, PATHS[path], 32, chunk=4)
+    session.prompt([5, 900, 33], "all")
+    parts = [part for layer in session._cache.layers for part in layer.parts()]
+    caches = [b for p in parts for b in ([s.buffer for s in p.shards] if isinstance(p, Weight) else [p])]
+    buffers = [*caches, *session._scratch.buffers.values(), session._forward.head_all()[1]]
+    assert sum(b.nbytes for b in caches) == session.cache_bytes
     assert all(b.tensor.is_init() for b in buffers)
-    opened.close()
-    assert not any(b.tensor.is_init() for b in buffers)
-    opened.close = lambda: None  # type: ignore[method-assign]  # the fixture closes it too
-    session = Session(embedded.model, PATHS["mla"], 32)  # the model's weights are still there
-    assert np.isfinite(step(session, 5)).all()
     session.close()
+    assert not any(b.tensor.is_init() for b in buffers)
+
+
+def test_closing_a_session_keeps_the_weights(opened: Session, embedded: SmallModel) -> None:
+    before = step(opened, 5)
+    Session(embedded.model, PATHS["mha"], 32, chunk=4).close()
+    opened.rewind(0)
+    np.testing.assert_array_equal(step(opened, 5), before)
 
 
 def test_sessions_leave_no_memory_behind(embedded: SmallModel, device: Device) -> None:
