@@ -12,6 +12,8 @@ from vkbackend.device import Device
 
 # Latent and rope widths: whole words a lane on subgroups of 8; neither a whole number on any subgroup.
 WIDTHS = {"64 + 8": (64, 8), "44 + 12": (44, 12)}
+# Arrays in a GPU's registers, and in a CPU's memory: both forms run on any device.
+FORMS: tuple[dict[str, str], ...] = ({}, {"ARRAYS_IN_MEMORY": "1"})
 HEADS, SCALE = 6, float(np.float32(0.1443))
 
 
@@ -49,37 +51,38 @@ def attend(
     q = (2 * rng.standard_normal((capacity, HEADS, latent + rope))).astype(np.float32)
     rows = rng.standard_normal((n_ctx, latent + rope)).astype(np.float16)
     values = rng.standard_normal((n_ctx, latent)).astype(np.float16) if redundant else rows[:, :latent]
-    out, parts = canary(device, capacity, HEADS, latent), canary(device, splits, HEADS, latent)
-    stats = canary(device, splits, HEADS, 2)
-    buffers = {
-        "q": upload(device, q),
-        "cache": upload(device, rows),
-        "out": parts if splits > 1 else out,
-        "stats": stats,
-        "params": params(device, n_past, tokens),
-    }
-    if redundant:
-        buffers["values"] = upload(device, values)
-    spec = {
-        "LATENT": latent,
-        "ROPE": rope,
-        "HEADS": heads_per_group,
-        "TILE": 8,
-        "SPLITS": splits,
-        "LATENT_WORDS": -(-latent // 2 // device.subgroup_size),
-        "ROPE_WORDS": -(-rope // 2 // device.subgroup_size),
-    }
-    kernel = kernels.ATTENTION_LATENT_V if redundant else kernels.ATTENTION_LATENT
-    grid = (HEADS // heads_per_group, splits, capacity)
-    launch(device, kernel, buffers, grid, spec=spec, push={"heads": HEADS, "scale": SCALE})
-    if splits > 1:
-        joined = {"parts": parts, "stats": stats, "out": out}
-        push = {"latent": latent, "splits": splits}
-        launch(device, kernels.ATTENTION_COMBINE, joined, (HEADS, 1, 1), push=push)
-    found = fetch(out, capacity, HEADS, latent)
-    expected, error = exact(q[:tokens], rows, values, n_past)
-    assert (np.abs(found[:tokens] - expected) <= error).all()
-    assert (found[tokens:] == CANARY).all()
+    for form in FORMS:
+        out, parts = canary(device, capacity, HEADS, latent), canary(device, splits, HEADS, latent)
+        stats = canary(device, splits, HEADS, 2)
+        buffers = {
+            "q": upload(device, q),
+            "cache": upload(device, rows),
+            "out": parts if splits > 1 else out,
+            "stats": stats,
+            "params": params(device, n_past, tokens),
+        }
+        if redundant:
+            buffers["values"] = upload(device, values)
+        spec = {
+            "LATENT": latent,
+            "ROPE": rope,
+            "HEADS": heads_per_group,
+            "TILE": 8,
+            "SPLITS": splits,
+            "LATENT_WORDS": -(-latent // 2 // device.subgroup_size),
+            "ROPE_WORDS": -(-rope // 2 // device.subgroup_size),
+        }
+        kernel = kernels.ATTENTION_LATENT_V if redundant else kernels.ATTENTION_LATENT
+        grid = (HEADS // heads_per_group, splits, capacity)
+        launch(device, kernel.variant(**form), buffers, grid, spec=spec, push={"heads": HEADS, "scale": SCALE})
+        if splits > 1:
+            joined = {"parts": parts, "stats": stats, "out": out}
+            push = {"latent": latent, "splits": splits}
+            launch(device, kernels.ATTENTION_COMBINE, joined, (HEADS, 1, 1), push=push)
+        found = fetch(out, capacity, HEADS, latent)
+        expected, error = exact(q[:tokens], rows, values, n_past)
+        assert (np.abs(found[:tokens] - expected) <= error).all()
+        assert (found[tokens:] == CANARY).all()
 
 
 @pytest.mark.parametrize("widths", WIDTHS)

@@ -1,6 +1,5 @@
 """Matrix products over every weight format, in both forms of one token and for a chunk, against NumPy in float64."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -15,17 +14,22 @@ from vkbackend.device import Device
 from vkbackend.errors import DeviceError
 from vkbackend.program import Program
 
-# The two forms of one token, and what model.linear.NARROW_SUBGROUP must be to choose each on any device.
-FORMS = {"lanes along a row": 0, "a lane a row": 1 << 20}
 ONE_TOKEN, CHUNK = 1, 7
+NARROW, WIDE = 1 << 20, 0  # what model.linear.NARROW_SUBGROUP must be for any device to count as such
+FORMS = {
+    "one token, lanes along a row": (WIDE, ONE_TOKEN),
+    "one token, a lane a row": (NARROW, ONE_TOKEN),
+    "chunk, small tiles": (NARROW, CHUNK),
+    "chunk, large tiles": (WIDE, CHUNK),
+}
 
 
-@pytest.fixture(params=[*FORMS, "chunk"])
-def capacity(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
-    """A chunk's capacity in tokens, with the form it runs in forced: 1 in either form, and 7."""
-    if request.param in FORMS:
-        monkeypatch.setattr(linear_module, "NARROW_SUBGROUP", FORMS[request.param])
-    yield ONE_TOKEN if request.param in FORMS else CHUNK
+@pytest.fixture(params=FORMS)
+def capacity(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """A chunk's capacity in tokens, with the form it runs in forced, whichever the device would take."""
+    narrow, tokens = FORMS[request.param]
+    monkeypatch.setattr(linear_module, "NARROW_SUBGROUP", narrow)
+    return tokens
 
 
 def largest_error(weight: np.ndarray, x: np.ndarray) -> np.ndarray:
@@ -151,7 +155,7 @@ def test_row_that_no_binding_holds_is_refused(device: Device) -> None:
 
 def test_more_row_tiles_than_one_grid_axis(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
     """The one-token form spreads row tiles over a second axis past the first one's limit."""
-    monkeypatch.setattr(linear_module, "NARROW_SUBGROUP", 0)
+    monkeypatch.setattr(linear_module, "NARROW_SUBGROUP", WIDE)
     data, values = random_tensor(np.random.default_rng(9), Q.Q8_0, (67, 256))
     small = limited(device, device.info.max_storage_buffer_range)
     small.info = replace(small.info, max_workgroup_count=(7, *device.info.max_workgroup_count[1:]))
