@@ -6,8 +6,10 @@ from collections.abc import Mapping
 
 import psutil
 
+from model.cache import cache_capacity
 from model.config import ModelConfig
 from model.layout import CacheLayout, Path, cache_bytes, max_context
+from model.weights import UNIT
 from vkbackend.device import DeviceInfo
 from vkbackend.errors import DeviceError
 
@@ -22,10 +24,13 @@ def available_bytes(info: DeviceInfo) -> int:
     return max(0, info.memory - _RESERVE_DEVICE)
 
 
-def require_fit(info: DeviceInfo, config: ModelConfig, path: Path, n_ctx: int, scratch: Mapping[str, int]) -> None:
-    """Raise DeviceError when ``path``'s cache for ``n_ctx`` positions and the scratch (bytes by name) do not fit.
+def require_fit(
+    info: DeviceInfo, config: ModelConfig, path: Path, n_ctx: int, scratch: Mapping[str, int], weights: int = 0
+) -> None:
+    """Raise DeviceError when the cache for ``n_ctx`` positions does not fit beside what else a session allocates.
 
-    The message gives the bytes and the largest context that would fit.
+    That is the scratch (bytes by name) and ``weights`` bytes that only this path needs. The message gives the bytes and
+    the largest context that would fit.
     """
     name, largest = max(scratch.items(), key=lambda item: item[1])
     if largest > info.max_storage_buffer_range:
@@ -33,11 +38,11 @@ def require_fit(info: DeviceInfo, config: ModelConfig, path: Path, n_ctx: int, s
             f"buffer {name} needs {largest} bytes; {info.name} binds at most {info.max_storage_buffer_range}: "
             "use a smaller --chunk"
         )
-    needed = cache_bytes(config, path.layout, path.cache_type, n_ctx)
-    free = max(0, available_bytes(info) - sum(scratch.values()))
+    needed = cache_bytes(config, path.layout, path.cache_type, cache_capacity(n_ctx))
+    free = max(0, available_bytes(info) - sum(scratch.values()) - weights)
     if needed <= free:
         return
-    fitting = max_context(config, path.layout, path.cache_type, free)
+    fitting = max_context(config, path.layout, path.cache_type, free) // UNIT * UNIT
     other = "" if path.layout is CacheLayout.LATENT else " or --path mla"
     raise DeviceError(
         f"context {n_ctx} on path {path.name} needs {needed} bytes of cache; {info.name} has {free} left: "

@@ -12,6 +12,8 @@ from model.weights import Weight, device_bytes, stack_upload, upload, upload_vec
 from vkbackend.buffer import Buffer
 from vkbackend.device import Device
 
+_TRANSPOSED = "blk.{}.attn_k_b_transposed"
+
 
 class DeviceWeights:
     """Matrices as ``Weight``, norms and biases as f32 ``Buffer``, both under their GGUF names without the suffix."""
@@ -58,13 +60,19 @@ class DeviceWeights:
         exact.
         """
         for layer in range(self._config.n_layer):
-            key = f"blk.{layer}.attn_k_b_transposed"
+            key = _TRANSPOSED.format(layer)
             if key in self._matrices:
                 continue
             k_b = dequantize(self._gguf.tensors[f"blk.{layer}.attn_k_b.weight"])
             turned = np.ascontiguousarray(k_b.transpose(0, 2, 1))
             data = turned.reshape(-1).view(np.uint8)
             self._matrices[key] = stack_upload(self._device, key, GGMLQuantizationType.F32, turned.shape, data)
+
+    def missing_transposed_k_b(self) -> int:
+        """Bytes that ``need_transposed_k_b`` would allocate now."""
+        c = self._config
+        missing = sum(_TRANSPOSED.format(i) not in self._matrices for i in range(c.n_layer))
+        return missing * device_bytes(GGMLQuantizationType.F32, (c.n_head, c.qk_nope, c.kv_lora))
 
     @property
     def nbytes(self) -> int:

@@ -119,7 +119,9 @@ class Session:
         self.chunk = chunk_capacity(config, path, n_ctx, device.info.max_storage_buffer_range, chunk)
         shape = AttentionShape.choose(device, config)
         sizes = scratch_bytes(config, path, cache_capacity(n_ctx), self.chunk, shape.splits)
-        require_fit(device.info, config, path, n_ctx, sizes)
+        expanding = path.layout is CacheLayout.PER_HEAD
+        missing = model.weights.missing_transposed_k_b() if expanding else 0
+        require_fit(device.info, config, path, n_ctx, sizes, missing)
         self._cache = Cache(device, config, path, n_ctx)
         self.n_ctx = n_ctx
         self._scratch = Scratch(device, config, self._cache.n_ctx, sizes)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from gguf import GGMLQuantizationType
 
 from model import kernels
-from model.weights import Weight
+from model.weights import Shard, Weight
 from vkbackend.buffer import Buffer
 from vkbackend.device import Device
 from vkbackend.kernel import Kernel
@@ -81,20 +81,11 @@ def linear(
     cache of which only the filled rows, or columns, take part.
     """
     extent = {f"{cache_extent}_FROM_CACHE": "1"} if cache_extent else {}
-    # A single matrix is split between rows, a stack and a cache (even of one head) between matrices.
-    stacked = weight.matrices > 1 or bool(cache_extent)
     for shard in weight.shards:
-        rows = weight.rows if stacked else shard.end - shard.first
-        push = _push(weight, x, y, accumulate) | {
-            "rows": rows,
-            "scale_base": shard.scale_base,
-            "matrix_first": shard.first if stacked else 0,
-            "matrix_end": shard.end if stacked else 1,
-            "y_offset": y.offset + (0 if stacked else shard.first),
-        }
+        push = _push(weight, shard, x, y, accumulate)
         buffers = {"weights": shard.buffer, "x": x.buffer, "y": y.buffer}
         tiling = Tiling.choose(program.device, weight.kind, tokens)
-        tiles = _ceil(rows, tiling.rows)
+        tiles = _ceil(int(push["rows"]), tiling.rows)
         if tiling.lanes_along_row:
             kernel = kernels.MATVEC_CACHE if cache_extent else kernels.MATVEC
             grid = _rows_grid(program, tiles, weight.matrices)
@@ -124,16 +115,10 @@ def routed_linear(
     """
     shared = x.batch == 0
     for shard in weight.shards:
-        push = _push(weight, x, y, False) | {
-            "rows": weight.rows,
-            "scale_base": shard.scale_base,
-            "matrix_first": shard.first,
-            "matrix_end": shard.end,
-            "y_offset": y.offset,
-        }
+        push = _push(weight, shard, x, y, accumulate=False)
         buffers = {"weights": shard.buffer, "x": x.buffer, "y": y.buffer}
         tiling = Tiling.choose(program.device, weight.kind, tokens)
-        tiles = _ceil(weight.rows, tiling.rows)
+        tiles = _ceil(int(push["rows"]), tiling.rows)
         if tokens == 1:
             buffers["experts"] = routing["chosen"]
             if tiling.lanes_along_row:
@@ -151,12 +136,18 @@ def routed_linear(
         _launch(program, kernels.MATMUL_ROUTED, weight, buffers, grid, spec, push)
 
 
-def _push(weight: Weight, x: View, y: View, accumulate: bool) -> dict[str, int | float]:
+def _push(weight: Weight, shard: Shard, x: View, y: View, accumulate: bool) -> dict[str, int | float]:
+    """Push constants for one shard: some of a stack's matrices, or some rows of the only one."""
     return {
+        "rows": weight.rows if weight.stacked else shard.end - shard.first,
         "units": weight.units,
+        "scale_base": shard.scale_base,
+        "matrix_first": shard.first if weight.stacked else 0,
+        "matrix_end": shard.end if weight.stacked else 1,
         "x_offset": x.offset,
         "x_batch": x.batch,
         "x_token": x.token,
+        "y_offset": y.offset + (0 if weight.stacked else shard.first),
         "y_batch": y.batch,
         "y_token": y.token,
         "accumulate": int(accumulate),

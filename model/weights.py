@@ -53,6 +53,7 @@ class Weight:
     rows: int
     columns: int
     shards: tuple[Shard, ...]
+    stacked: bool  # shards are ranges of matrices; False: of the single matrix's rows
 
     @property
     def units(self) -> int:
@@ -161,7 +162,7 @@ def stack_upload(
         buffer.fill(partial(_pack_into, source=part, kind=kind, columns=columns))
         shards.append(Shard(buffer, first, end, scale_base))
     done()
-    return Weight(name, kind, matrices, rows, columns, tuple(shards))
+    return Weight(name, kind, matrices, rows, columns, tuple(shards), stacked)
 
 
 def allocate_f16(device: Device, name: str, matrices: int, rows: int, columns: int, widest: int = 0) -> Weight:
@@ -174,7 +175,7 @@ def allocate_f16(device: Device, name: str, matrices: int, rows: int, columns: i
     shards = []
     for first, end in _split(matrices, max(widest, elements) * 2, limit, name, device):
         shards.append(Shard(Buffer(device, (end - first) * elements * 2, f"{name}[{first}:{end}]"), first, end, 0))
-    return Weight(name, Q.F16, matrices, rows, columns, tuple(shards))
+    return Weight(name, Q.F16, matrices, rows, columns, tuple(shards), stacked=True)
 
 
 def upload_vector(device: Device, name: str, values: NDArray[np.float32]) -> Buffer:

@@ -215,8 +215,8 @@ def test_context_beyond_memory_is_refused_before_it_is_allocated(
         Session(embedded.model, path, 321, chunk=4)
     left = 320 * row + 5 - 4 * embedded.config.n_head * 4 * 32  # beside the larger scores
     assert str(caught.value) == (
-        f"context 321 on path mha needs {321 * row} bytes of cache; {device.info.name} has {left} left: "
-        f"use a context of at most {left // row} or --path mla"
+        f"context 321 on path mha needs {352 * row} bytes of cache; {device.info.name} has {left} left: "
+        f"use a context of at most {left // row // 32 * 32} or --path mla"
     )
     monkeypatch.setattr(budget, "available_bytes", lambda info: 0)
     with pytest.raises(DeviceError) as caught:
