@@ -3,7 +3,7 @@
 import argparse
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -56,7 +56,7 @@ def measure_model(job: "Job", args: argparse.Namespace) -> Measured:
     from model.budget import available_bytes
     from vkbackend.peaks import measure_peaks
 
-    budget = available_bytes(device.info) if args.memory is None else args.memory  # weights and cache, as none is there
+    budget = available_bytes(device) if args.memory is None else args.memory  # weights and cache, as none is there
     model = load_model(gguf, device)
     peaks_before = measure_peaks(device)
     weights = Weights(model.weight_bytes, model.active_weight_bytes, "the file's own tensors")
@@ -130,32 +130,51 @@ def measure_context(
 ) -> list[Row]:
     """All paths at one context, taking turns where their caches fit side by side, else one after the other."""
     caches = [cache_bytes(bench.config, path.layout, path.cache_type, len(prompt.tokens)) for path in paths]
-    together = bench.weights.total_bytes + sum(caches) <= bench.budget
-    groups = [list(paths)] if together else [[path] for path in paths]
-    return [row for group in groups for row in _measure_group(bench, group, prompt, open_session, advance)]
+    if bench.weights.total_bytes + sum(caches) <= bench.budget:
+        # Refused side by side, for their scratch, one of them alone may still fit.
+        with suppress(_RefusedError):
+            return _measure_group(bench, paths, prompt, open_session, advance)
+    rows: list[Row] = []
+    for path in paths:
+        try:
+            rows += _measure_group(bench, [path], prompt, open_session, advance)
+        except _RefusedError as refused:
+            row = _planned(bench, path, len(prompt.tokens))
+            rows.append(replace(row, not_run=f"does not fit: {refused}"))
+    return rows
+
+
+class _RefusedError(DeviceError):
+    """A session that the device would not open, as opposed to one that failed while it ran."""
+
+
+def _planned(bench: Bench, path: Path, context: int) -> Row:
+    """A row before anything is run; over the budget it stays so."""
+    formula = cache_bytes(bench.config, path.layout, path.cache_type, context)
+    needed = bench.weights.total_bytes + formula
+    row = Row(path.name, context, formula, needed_bytes=needed)
+    return replace(row, not_run="does not fit") if needed > bench.budget else row
 
 
 def _measure_group(
     bench: Bench, paths: Sequence[Path], prompt: Prompt, open_session: OpenSession, advance: Step
 ) -> list[Row]:
-    """Rows of paths whose sessions are open at the same time. A combination over the budget is not tried; one that the
-    device refuses is a row that says so."""
+    """Rows of paths whose sessions are open at the same time; a combination over the budget is not tried.
+
+    Raises _RefusedError when the device does not open one of them.
+    """
     context = len(prompt.tokens)
     rows: dict[str, Row] = {}
     running: dict[str, Measurement] = {}
     with ExitStack() as stack:
         for path in paths:
-            formula = cache_bytes(bench.config, path.layout, path.cache_type, context)
-            needed = bench.weights.total_bytes + formula
-            rows[path.name] = Row(path.name, context, formula, needed_bytes=needed)
-            if needed > bench.budget:
-                rows[path.name] = replace(rows[path.name], not_run="does not fit")
+            rows[path.name] = _planned(bench, path, context)
+            if rows[path.name].not_run:
                 continue
             try:
                 session = open_session(path, context)
             except DeviceError as error:
-                rows[path.name] = replace(rows[path.name], not_run=f"does not fit: {error}")
-                continue
+                raise _RefusedError(str(error)) from error
             stack.callback(session.close)
             step = _labelled(advance, f"{path.name} at {context:,}")
             running[path.name] = Measurement(session, prompt, bench.plan, step)

@@ -149,7 +149,8 @@ def notes(table: Table) -> list[str]:
     found += [f"No scores: {why}." for why in dict.fromkeys(row.unscored for row in table.rows if row.unscored)]
     if table.kind == "predicted":
         found.append(
-            "Predicted: ≤ and ≥ mark bounds that the chip's peaks set; no run was made. Real runtimes stay below."
+            "Predicted: ≤ and ≥ mark bounds that the chip's peaks set for the path's own arithmetic in f32; no run was "
+            "made."
         )
         return found
     if any(_timed(table, row, distinct=False) for row in table.rows):

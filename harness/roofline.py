@@ -1,9 +1,10 @@
 """The performance model: bytes and operations of decoding and of a prompt, and the bound that a device's peaks set.
 
 Letters: C cached rows (the context), H heads, L layers, R kv_lora, P rope, T prompt tokens.
-The model counts what no implementation can avoid: every active weight once and every cache row once per decoded
-token. It leaves out activations and, for the unfused path, the score matrix (8 bytes a head and row written and read,
-under 2% of GLM-4.7-Flash's per-head cache). So it gives an upper bound on speed, never an estimate of what a runtime
+The model counts what a path cannot avoid: every active weight once and every cache row once per decoded token, and its
+own arithmetic in f32 (a prompt whose latent rows are expanded, or f16 arithmetic, can pass a prompt's bound). It leaves
+out activations and, for the unfused path, the score matrix (8 bytes a head and row written and read, under 2% of
+GLM-4.7-Flash's per-head cache). So it gives an upper bound on a path's speed, never an estimate of what a runtime
 reaches.
 """
 

@@ -10,28 +10,32 @@ from model.cache import cache_capacity
 from model.config import ModelConfig
 from model.layout import CacheLayout, Path, cache_bytes, max_context
 from model.weights import UNIT
-from vkbackend.device import DeviceInfo
+from vkbackend.device import Device
 from vkbackend.errors import DeviceError
 
 # Left to the desktop and the page cache on unified memory; a discrete card keeps a little for the compositor.
 _RESERVE_UNIFIED, _RESERVE_DEVICE = 512 * 2**20, 256 * 2**20
 
 
-def available_bytes(info: DeviceInfo) -> int:
-    """Bytes that new buffers may take now: on unified memory what the host has free, elsewhere the device's memory."""
+def available_bytes(device: Device) -> int:
+    """Bytes that new buffers may take now: what the device's memory has beside our own buffers, and what the host has
+    free, which holds the buffers on unified memory and Kompute's staging copy of each elsewhere."""
+    info, host = device.info, psutil.virtual_memory().available
+    left = info.memory - device.live_bytes
     if info.unified:
-        return max(0, min(info.memory, psutil.virtual_memory().available) - _RESERVE_UNIFIED)
-    return max(0, info.memory - _RESERVE_DEVICE)
+        return max(0, min(left, host) - _RESERVE_UNIFIED)
+    return max(0, min(left - _RESERVE_DEVICE, host - _RESERVE_UNIFIED))
 
 
 def require_fit(
-    info: DeviceInfo, config: ModelConfig, path: Path, n_ctx: int, scratch: Mapping[str, int], weights: int = 0
+    device: Device, config: ModelConfig, path: Path, n_ctx: int, scratch: Mapping[str, int], weights: int = 0
 ) -> None:
     """Raise DeviceError when the cache for ``n_ctx`` positions does not fit beside what else a session allocates.
 
     That is the scratch (bytes by name) and ``weights`` bytes that only this path needs. The message gives the bytes and
     the largest context that would fit.
     """
+    info = device.info
     name, largest = max(scratch.items(), key=lambda item: item[1])
     if largest > info.max_storage_buffer_range:
         raise DeviceError(
@@ -39,7 +43,7 @@ def require_fit(
             "use a smaller --chunk"
         )
     needed = cache_bytes(config, path.layout, path.cache_type, cache_capacity(n_ctx))
-    free = max(0, available_bytes(info) - sum(scratch.values()) - weights)
+    free = max(0, available_bytes(device) - sum(scratch.values()) - weights)
     if needed <= free:
         return
     fitting = max_context(config, path.layout, path.cache_type, free) // UNIT * UNIT

@@ -24,8 +24,7 @@ from model.tokenizer import Tokenizer
 from vkbackend.device import Device
 from vkbackend.errors import DeviceError, InputError
 
-DEFAULT_CHUNK = 128  # prompt tokens a submission
-_ALIGNED = ("n_embd", "q_lora", "kv_lora", "qk_nope", "v_head", "key_dim", "latent_dim")  # read as vectors of four f32
+DEFAULT_CHUNK = 128  # prompt tokens
 
 
 class Model:
@@ -46,8 +45,7 @@ class Model:
         gguf = source if isinstance(source, GGUFFile) else GGUFFile.open(source)
         config = ModelConfig.from_gguf(gguf)
         require_supported(config, gguf)
-        require_widths(config, str(gguf.path))
-        needed, free = predicted_bytes(config, gguf), available_bytes(device.info)
+        needed, free = predicted_bytes(config, gguf), available_bytes(device)
         if needed > free:
             raise DeviceError(
                 f"{gguf.path}: weights of {needed} bytes; {device.info.name} has {free} left: "
@@ -76,21 +74,10 @@ class Model:
         self.weights.free()
 
 
-def require_widths(config: ModelConfig, source: str) -> None:
-    """Raise InputError unless every width is a multiple of 4, as kernels read vectors of four f32."""
-    widths = [*_ALIGNED, *(["n_ff"] if config.n_dense else []), *(["n_ff_exp"] if config.n_expert else [])]
-    for field in widths:
-        if getattr(config, field) % 4:
-            raise InputError(
-                f"{source}: {field} is {getattr(config, field)}, expected a multiple of 4; "
-                "use a model of other dimensions"
-            )
-
-
 def chunk_capacity(config: ModelConfig, path: Path, n_ctx: int, limit: int, wanted: int | None) -> int:
-    """Prompt tokens a submission: ``wanted`` or the default, at most what the context holds; less where the MHA
-    fallback's scores [H, chunk, n_ctx] would exceed one binding of ``limit`` bytes."""
-    chunk = min(wanted or DEFAULT_CHUNK, n_ctx)
+    """Prompt tokens a chunk: ``wanted`` or the default, at most what the context holds; less where a chunk's logits, or
+    the MHA fallback's scores [H, chunk, n_ctx], would exceed one binding of ``limit`` bytes."""
+    chunk = min(wanted or DEFAULT_CHUNK, n_ctx, limit // (4 * config.n_vocab))
     if path.layout is CacheLayout.PER_HEAD:
         chunk = min(chunk, (limit - 256) // (4 * config.n_head * cache_capacity(n_ctx)))
     return max(1, chunk)
@@ -101,7 +88,7 @@ class Session:
 
     Args:
         n_ctx: positions that the cache holds.
-        chunk: prompt tokens a submission; None for the default.
+        chunk: prompt tokens run at once; None for the default.
 
     Raises:
         InputError: ``n_ctx`` or ``chunk`` is not positive, or the path has no kernel for this model.
@@ -121,7 +108,7 @@ class Session:
         sizes = scratch_bytes(config, path, cache_capacity(n_ctx), self.chunk, shape.splits)
         expanding = path.layout is CacheLayout.PER_HEAD
         missing = model.weights.missing_transposed_k_b() if expanding else 0
-        require_fit(device.info, config, path, n_ctx, sizes, missing)
+        require_fit(device, config, path, n_ctx, sizes, missing)
         self._cache = Cache(device, config, path, n_ctx)
         self.n_ctx = n_ctx
         self._scratch = Scratch(device, config, self._cache.n_ctx, sizes)
@@ -160,7 +147,8 @@ class Session:
         for start in range(0, len(tokens), self.chunk):
             piece = tokens[start : start + self.chunk]
             self._set(piece)
-            self._forward.chunk.run()
+            for program in self._forward.chunk:
+                program.run()
             if want == "all":
                 program, out = self._forward.head_all()
                 program.run()

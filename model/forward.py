@@ -21,7 +21,8 @@ from vkbackend.program import Program
 
 
 class Forward:
-    """The programs of one session: ``decode`` (token in, next token out), ``chunk``, ``head_last``, ``head_all``."""
+    """The programs of one session: ``decode`` (token in, next token out), ``chunk`` (one a layer, run in order),
+    ``head_last``, ``head_all``."""
 
     def __init__(
         self,
@@ -44,16 +45,26 @@ class Forward:
             self._blocks.append((attention, FeedForwardBlock(config, matrices, vectors, config.is_moe(i))))
 
         self.decode = Program(device, "decode")
-        self._body(self.decode, 1)
+        self._embed(self.decode, 1)
+        for i in range(len(self._blocks)):
+            self._layer(self.decode, i, 1)
         self._head_last(self.decode)
-        self.chunk = Program(device, "chunk")
-        self._body(self.chunk, chunk)
+        # A layer a submission: a whole chunk at a long context would run for seconds, and drivers reset such queues.
+        self.chunk = [Program(device, f"chunk.{i}") for i in range(len(self._blocks))]
+        self._embed(self.chunk[0], chunk)
+        for i, program in enumerate(self.chunk):
+            self._layer(program, i, chunk)
         self.head_last = Program(device, "head_last")
         self._head_last(self.head_last)
         self._device, self._chunk = device, chunk
         self._head_all: tuple[Program, Buffer] | None = None
 
-    def _body(self, program: Program, tokens: int) -> None:
+    def _layer(self, program: Program, index: int, tokens: int) -> None:
+        attention, feed_forward = self._blocks[index]
+        attention.emit(program, self._scratch, tokens)
+        feed_forward.emit(program, self._scratch, tokens)
+
+    def _embed(self, program: Program, tokens: int) -> None:
         scratch, embedding = self._scratch, self._weights.matrix("token_embd")
         for shard in embedding.shards:
             program.launch(
@@ -69,9 +80,6 @@ class Forward:
                 },
                 label="token_embd",
             )
-        for attention, feed_forward in self._blocks:
-            attention.emit(program, scratch, tokens)
-            feed_forward.emit(program, scratch, tokens)
 
     def _norm(self, program: Program, tokens: int, last_token: bool) -> View:
         c, scratch = self._config, self._scratch
@@ -112,7 +120,7 @@ class Forward:
 
     def free(self) -> None:
         """Give back what the programs own beyond the session's buffers."""
-        for program in (self.decode, self.chunk, self.head_last):
+        for program in (self.decode, *self.chunk, self.head_last):
             program.free()
         if self._head_all is not None:
             self._head_all[0].free()

@@ -13,7 +13,7 @@ from vkbackend.device import Device
 # only be finite, so every buffer ends in this many zeroed elements.
 SLACK = 32
 ARGMAX_GROUPS = 64
-_HOST = ("params", "token", "logits")  # what the host writes and reads without a transfer
+_HOST = ("params", "token")  # what the host writes and reads for every token, without a transfer
 
 
 def rope_tables(config: ModelConfig, n_ctx: int) -> tuple[np.ndarray, int]:

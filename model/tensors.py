@@ -103,6 +103,10 @@ def _is_redundant(config: ModelConfig, name: str) -> bool:
     return int(match[1]) >= config.n_layer or match[2] == "attn_kv_b.weight"
 
 
+# Read as vectors of four f32.
+_ALIGNED = ("n_embd", "q_lora", "kv_lora", "qk_nope", "v_head", "key_dim", "latent_dim", "n_ff", "n_ff_exp")
+
+
 def require_supported(config: ModelConfig, gguf: GGUFFile | None = None) -> None:
     """Raise InputError for a model that parses but that the forward pass cannot run yet.
 
@@ -122,6 +126,12 @@ def require_supported(config: ModelConfig, gguf: GGUFFile | None = None) -> None
         if applies:
             remedy = remedies.get(found, "run a GLM-4.7-Flash GGUF instead")
             raise InputError(f"{source}: {found}, expected {expected}: not supported yet; {remedy}")
+    for field in _ALIGNED:
+        if getattr(config, field) % 4:
+            raise InputError(
+                f"{source}: {field} is {getattr(config, field)}, expected a multiple of 4; "
+                "use a model of other dimensions"
+            )
     if gguf is None:
         return
     for name in expected_tensors(config):

@@ -12,8 +12,8 @@ import struct
 import sys
 
 OLDEST_MESA = 24
-# VkSubgroupFeatureFlagBits that the shaders build on: basic, arithmetic, ballot, shuffle, clustered.
-NEEDED_SUBGROUP_OPERATIONS = 0x1 | 0x4 | 0x8 | 0x10 | 0x40
+# VkSubgroupFeatureFlagBits that the shaders build on: basic, arithmetic, ballot, shuffle, quad.
+NEEDED_SUBGROUP_OPERATIONS = 0x1 | 0x4 | 0x8 | 0x10 | 0x80
 COMPUTE_STAGE = 0x20
 KINDS = {0: "other", 1: "integrated", 2: "discrete", 3: "virtual", 4: "cpu"}
 

@@ -53,6 +53,7 @@ class Buffer:
         data = np.zeros(size // 4, np.uint32) if initial is None else initial
         kind = kp.TensorTypes.host if self.mapped else kp.TensorTypes.device
         self.tensor = device.manager.tensor_t(data, kind)
+        device.live_bytes += size
         if initial is not None or not self.mapped:
             self._push()
 
@@ -93,3 +94,4 @@ class Buffer:
     def free(self) -> None:
         """Give the memory back now; the buffer must not be used afterwards."""
         self.tensor.destroy()
+        self.device.live_bytes -= self.nbytes

@@ -7,6 +7,7 @@ physical devices are read through the ``vulkan`` package first and Kompute is st
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -17,8 +18,10 @@ from vkbackend.errors import DeviceError
 _KINDS = {0: "other", 1: "integrated", 2: "discrete", 3: "virtual", 4: "cpu"}
 # Best first when nothing was asked for.
 _PREFERENCE = ("discrete", "integrated", "virtual", "other", "cpu")
+# VkSubgroupFeatureFlagBits that the shaders build on: basic, arithmetic, ballot, shuffle, quad; in the compute stage.
+_SUBGROUP_OPERATIONS, _COMPUTE_STAGE = 0x1 | 0x4 | 0x8 | 0x10 | 0x80, 0x20
 _DEVICE_LOCAL = 0x1
-_HOST_VISIBLE_COHERENT = 0x2 | 0x4
+_HOST_COHERENT = 0x2 | 0x4
 
 _NO_LOADER = (
     "no Vulkan loader (libvulkan.so.1) on this machine; expected one: "
@@ -52,7 +55,9 @@ class DeviceInfo:
     vendor_id: int
     device_id: int
     heaps: tuple[Heap, ...]
+    host_heap: int  # where Kompute's host-visible buffers go: the heap of the first such memory type
     subgroup_size: int
+    subgroup_operations: int  # VkSubgroupFeatureFlags that compute shaders may use
     max_storage_buffer_range: int
     shared_memory: int
     max_workgroup_count: tuple[int, int, int]
@@ -66,8 +71,10 @@ class DeviceInfo:
 
     @property
     def memory(self) -> int:
-        """Bytes that buffers can use: every heap on unified memory, the device-local ones elsewhere."""
-        return sum(h.size for h in self.heaps if self.unified or h.device_local)
+        """Bytes that buffers can use: the host-visible heap on unified memory, the device-local ones elsewhere."""
+        if self.unified:
+            return self.heaps[self.host_heap].size
+        return sum(h.size for h in self.heaps if h.device_local)
 
     def as_dict(self) -> dict[str, Any]:
         """The fields as plain JSON values, with ``unified`` and ``memory`` among them."""
@@ -92,12 +99,12 @@ def _describe(vk: Any, raw: Any, physical: Any, index: int) -> DeviceInfo:
         Heap(
             size=int(memory.memoryHeaps[i].size),
             device_local=bool(memory.memoryHeaps[i].flags & _DEVICE_LOCAL),
-            host_visible=any(
-                t.heapIndex == i and t.propertyFlags & _HOST_VISIBLE_COHERENT == _HOST_VISIBLE_COHERENT for t in types
-            ),
+            host_visible=any(t.heapIndex == i and t.propertyFlags & _HOST_COHERENT == _HOST_COHERENT for t in types),
         )
         for i in range(memory.memoryHeapCount)
     )
+    host_heap = next((t.heapIndex for t in types if t.propertyFlags & _HOST_COHERENT == _HOST_COHERENT), 0)
+    in_compute = subgroup.supportedStages & _COMPUTE_STAGE
     text = raw.ffi.string
     return DeviceInfo(
         index=index,
@@ -109,6 +116,8 @@ def _describe(vk: Any, raw: Any, physical: Any, index: int) -> DeviceInfo:
         vendor_id=int(core.vendorID),
         device_id=int(core.deviceID),
         heaps=heaps,
+        host_heap=int(host_heap),
+        subgroup_operations=int(subgroup.supportedOperations) if in_compute else 0,
         subgroup_size=int(subgroup.subgroupSize),
         max_storage_buffer_range=int(limits.maxStorageBufferRange),
         shared_memory=int(limits.maxComputeSharedMemorySize),
@@ -175,12 +184,16 @@ def select_device(devices: list[DeviceInfo], selector: str | None) -> DeviceInfo
 
 
 class Device:
-    """An open device: its ``info`` and the Kompute ``manager`` that owns every buffer and program on it."""
+    """An open device: its ``info`` and the Kompute ``manager`` that owns every buffer and program on it.
+
+    ``live_bytes`` counts the buffers that exist, for Vulkan 1.1 does not tell what a heap has left.
+    """
 
     def __init__(self, info: DeviceInfo) -> None:
         import kp  # deferred: importing it must not be needed to list devices or inspect a file
 
         self.info = info
+        self.live_bytes = 0
         self.manager = kp.Manager(info.index)
 
     @property
@@ -189,20 +202,42 @@ class Device:
         return self.info.subgroup_size
 
 
-def open_device(selector: str | None = None) -> Device:
-    """Open the device named by ``selector``, else by the environment's LATENTVK_DEVICE, else the best one.
-
-    Raises:
-        DeviceError: there is no loader, no driver, no matching device, or no whole subgroups of 8 to 128.
-    """
-    info = select_device(list_devices(), selector or os.environ.get("LATENTVK_DEVICE"))
+def _open(info: DeviceInfo) -> Device:
+    """Open one device. DeviceError when its subgroups are not what the kernels are written for."""
     size = info.subgroup_size
     if not 8 <= size <= 128 or size & (size - 1):
         raise DeviceError(
             f"{info.name} has subgroups of {size}; expected a power of two from 8 to 128: choose another --device"
+        )
+    missing = _SUBGROUP_OPERATIONS & ~info.subgroup_operations
+    if missing:
+        raise DeviceError(
+            f"{info.name} lacks subgroup operations {missing:#x} (VkSubgroupFeatureFlagBits) in compute shaders; "
+            f"expected {_SUBGROUP_OPERATIONS:#x}: update its driver or choose another --device"
         )
     device = Device(info)
     from vkbackend.health import require_full_subgroups  # which builds on this module
 
     require_full_subgroups(device)
     return device
+
+
+def open_device(selector: str | None = None) -> Device:
+    """Open the device named by ``selector``, else by the environment's LATENTVK_DEVICE, else the best one that can.
+
+    Raises:
+        DeviceError: there is no loader, no driver, no matching device, or none that the kernels can run on.
+    """
+    devices = list_devices()
+    wanted = selector or os.environ.get("LATENTVK_DEVICE")
+    if wanted:
+        return _open(select_device(devices, wanted))
+    while True:
+        info = select_device(devices, None)
+        try:
+            return _open(info)
+        except DeviceError as error:
+            devices.remove(info)
+            if not devices:
+                raise
+            logging.getLogger("latentvk").warning("latentvk: passing over a device: %s", error)

@@ -1,4 +1,8 @@
-"""A real computation before a device is trusted: drivers may choose narrower subgroups than they report."""
+"""A real computation before a device is trusted: drivers may choose narrower subgroups than they report.
+
+One small pipeline is probed. A driver that chooses the width for each pipeline could still run a larger one narrower;
+only a required subgroup size, which stock Kompute cannot ask for, would rule that out.
+"""
 
 from __future__ import annotations
 

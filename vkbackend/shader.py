@@ -80,8 +80,14 @@ def compile_shader(name: str, macros: Mapping[str, str]) -> bytes:
     entry = cache_folder() / f"{source.stem}-{digest.hexdigest()[:32]}.spv"
     if entry.is_file():
         return entry.read_bytes()
-    entry.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=entry.parent, suffix=".tmp")
+    try:
+        entry.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=entry.parent, suffix=".tmp")
+    except OSError as error:
+        raise InputError(
+            f"shader cache {entry.parent} cannot be written ({error.strerror}); expected a writable folder: "
+            "set LATENTVK_CACHE to one"
+        ) from error
     os.close(handle)
     try:
         defines = [f"-D{k}={v}" for k, v in macros.items()]

@@ -248,8 +248,12 @@ def test_variants_that_cannot_run_yet(name: str, found: str) -> None:
     assert str(caught.value) == f"random: {found}: not supported yet; {remedy}"
 
 
+# Widths that are whole vectors of four, as kernels read them.
+RUNNABLE = replace(BASE, q_lora=20, kv_lora=24, qk_nope=8, qk_rope=4, v_head=12, n_ff=64, n_ff_exp=32)
+
+
 def test_types_without_a_shader(tmp_path: Path) -> None:
-    config = replace(BASE, n_embd=64, n_ff=64, n_ff_exp=32)
+    config = replace(RUNNABLE, n_embd=64)
     name = "blk.2.ffn_up_exps.weight"
     file = write(tmp_path / "m.gguf", config, kinds={name: Q.Q5_1})
     with pytest.raises(InputError) as caught:
@@ -262,7 +266,17 @@ def test_types_without_a_shader(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", SUPPORTED_TYPES)
 def test_types_with_a_shader(tmp_path: Path, kind: Q) -> None:
-    config = replace(BASE, n_embd=256)
+    config = replace(RUNNABLE, n_embd=256)
     file = write(tmp_path / "m.gguf", config, kinds={"output.weight": kind})
     require_supported(ModelConfig.from_gguf(file), file)
     require_supported(GLM)
+
+
+@pytest.mark.parametrize(("field", "value"), [("qk_nope", 190), ("n_ff_exp", 1538)])
+def test_widths_that_are_no_whole_vectors_are_refused(field: str, value: int) -> None:
+    config = replace(GLM, **{field: value})
+    with pytest.raises(InputError) as caught:
+        require_supported(config)
+    assert str(caught.value) == (
+        f"GLM-4.7-Flash: {field} is {value}, expected a multiple of 4; use a model of other dimensions"
+    )

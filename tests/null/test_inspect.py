@@ -83,7 +83,8 @@ def test_file(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str) -> 
     assert facts["source"] == str(path) and facts["weights"]["estimated_from_mix"] is None
     assert facts["weights"]["bytes"] == sum(t.nbytes for t in tensors)
     assert facts["weights"]["by_type"]["F16"]["tensors"] == sum(t.type.name == "F16" for t in tensors)
-    assert facts["supported"] is (name in ("glm", "one-head"))
+    # None of these odd widths is a whole number of vectors of four; test_config has shapes that can run.
+    assert facts["supported"] is False
     assert cli.main(["inspect", str(path)]) == 0
     assert ("not runnable yet: " in capsys.readouterr().out) is not facts["supported"]
 

@@ -7,7 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vkbackend.device import DeviceInfo, Heap, select_device
+import vkbackend.device
+import vkbackend.health
+from model import budget
+from vkbackend.device import DeviceInfo, Heap, open_device, select_device
 from vkbackend.errors import DeviceError
 from vkbackend.kernel import Kernel
 from vkbackend.program import Program
@@ -22,7 +25,9 @@ INFO = DeviceInfo(
     vendor_id=0,
     device_id=0,
     heaps=(Heap(2**30, True, True), Heap(2**31, False, True)),
+    host_heap=1,
     subgroup_size=32,
+    subgroup_operations=0x7FF,
     max_storage_buffer_range=2**30,
     shared_memory=32768,
     max_workgroup_count=(65535, 100, 7),
@@ -143,8 +148,49 @@ def test_device_is_chosen_by_kind_number_or_name() -> None:
         )
 
 
-def test_memory_counts_every_heap_only_where_host_and_device_share_it() -> None:
-    assert INFO.unified and INFO.memory == 3 * 2**30
+def test_memory_is_the_heap_of_host_visible_buffers_where_host_and_device_share_it() -> None:
+    assert INFO.unified and INFO.memory == 2**31
     card = replace(INFO, kind="discrete")
     assert not card.unified and card.memory == 2**30
     assert card.as_dict()["memory"] == 2**30 and card.as_dict()["unified"] is False
+
+
+def test_without_a_wish_an_unusable_device_is_passed_over(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    odd = replace(INFO, index=0, name="Odd GPU", subgroup_size=4)
+    bare = replace(INFO, index=1, name="Bare GPU", kind="discrete", subgroup_operations=0x7FF & ~0x80)
+    cpu = replace(INFO, index=2, name="llvmpipe", kind="cpu")
+    monkeypatch.setattr(vkbackend.device, "list_devices", lambda: [odd, bare, cpu])
+    monkeypatch.setattr(vkbackend.device, "Device", lambda info: SimpleNamespace(info=info))
+    monkeypatch.setattr(vkbackend.health, "require_full_subgroups", lambda device: None)
+    monkeypatch.delenv("LATENTVK_DEVICE", raising=False)
+    lacks = (
+        "Bare GPU lacks subgroup operations 0x80 (VkSubgroupFeatureFlagBits) in compute shaders; expected 0x9d: "
+        "update its driver or choose another --device"
+    )
+    narrow = "Odd GPU has subgroups of 4; expected a power of two from 8 to 128: choose another --device"
+
+    assert open_device().info is cpu
+    assert [record.getMessage() for record in caplog.records] == [
+        f"latentvk: passing over a device: {message}" for message in (lacks, narrow)
+    ]
+    for selector, message in (("bare", lacks), ("odd", narrow)):  # but one that was asked for is an error
+        with pytest.raises(DeviceError) as caught:
+            open_device(selector)
+        assert str(caught.value) == message
+    monkeypatch.setattr(vkbackend.device, "list_devices", lambda: [odd])
+    with pytest.raises(DeviceError) as caught:
+        open_device()
+    assert str(caught.value) == narrow
+
+
+def test_budget_counts_our_own_buffers_and_the_hosts_copies(monkeypatch: pytest.MonkeyPatch) -> None:
+    host = 10 * 2**30
+    monkeypatch.setattr(budget.psutil, "virtual_memory", lambda: SimpleNamespace(available=host))
+    card = replace(INFO, kind="discrete", heaps=(Heap(8 * 2**30, True, False), Heap(2**34, False, True)))
+    used = 3 * 2**30
+    assert budget.available_bytes(SimpleNamespace(info=card, live_bytes=used)) == 5 * 2**30 - 256 * 2**20  # type: ignore[arg-type]
+    large = replace(card, heaps=(Heap(2**40, True, False),))
+    assert budget.available_bytes(SimpleNamespace(info=large, live_bytes=used)) == host - 512 * 2**20  # type: ignore[arg-type]
+    assert budget.available_bytes(SimpleNamespace(info=INFO, live_bytes=2**30)) == 2**30 - 512 * 2**20  # type: ignore[arg-type]

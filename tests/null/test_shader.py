@@ -124,3 +124,18 @@ def test_missing_compiler_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     finally:
         shader.compiler.cache_clear()
     assert str(caught.value) == ("glslangValidator is not on the PATH; expected it: install the package glslang-tools")
+
+
+def test_a_cache_that_cannot_be_written_is_named(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    tree.write("a.comp", SOURCE)
+    tree.write("include/outer.glsl", OUTER)
+    tree.write("include/inner.glsl", INNER)
+    blocked = tree.root / "a file"
+    blocked.write_text("")
+    monkeypatch.setenv("LATENTVK_CACHE", str(blocked))
+    with pytest.raises(InputError) as caught:
+        shader.compile_shader("a.comp", {"FACTOR": "1.0"})
+    assert str(caught.value) == (
+        f"shader cache {blocked}/spirv cannot be written (Not a directory); expected a writable folder: "
+        "set LATENTVK_CACHE to one"
+    )
