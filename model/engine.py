@@ -105,9 +105,9 @@ class Session:
         self.model, self.path = model, path
         self.chunk = chunk_capacity(config, path, n_ctx, device.info.max_storage_buffer_range, chunk)
         shape = AttentionShape.choose(device, config)
-        sizes = scratch_bytes(config, path, cache_capacity(n_ctx), self.chunk, shape.splits)
         expanding = path.layout is CacheLayout.PER_HEAD
         missing = model.weights.missing_transposed_k_b() if expanding else 0
+        sizes = scratch_bytes(config, path, cache_capacity(n_ctx), self.chunk, shape.splits)
         require_fit(device, config, path, n_ctx, sizes, missing)
         self._cache = Cache(device, config, path, n_ctx)
         self.n_ctx = n_ctx
@@ -139,6 +139,7 @@ class Session:
 
         Raises:
             InputError: no token, an id outside the vocabulary, or more tokens than the context holds.
+            DeviceError: logits that are not finite.
         """
         if len(tokens) == 0:
             raise InputError("an empty prompt; expected at least one token: give some text")
@@ -154,13 +155,26 @@ class Session:
                 program.run()
                 flat = out.download(np.float32, len(piece) * self.model.config.n_vocab)
                 pieces.append(flat.reshape(len(piece), -1))
+                finite = np.isfinite(pieces[-1]).all(axis=1)
+                if not finite.all():
+                    raise self._not_finite(self.n_past + int(np.argmin(finite)))
             self.n_past += len(piece)
         if want == "all":
             return np.concatenate(pieces)
         if want == "last":
             self._forward.head_last.run()
-            return self.last_logits()
+            logits = self.last_logits()
+            if not np.isfinite(logits).all():
+                raise self._not_finite(self.n_past - 1)
+            return logits
         return None
+
+    def _not_finite(self, position: int) -> DeviceError:
+        device = self.model.device.info.name
+        return DeviceError(
+            f"{self.model.gguf.path}: logits after position {position} are not finite on {device}; "
+            "expected numbers: check the file's hash, then its types, or choose another --device"
+        )
 
     def _check(self, tokens: Sequence[int]) -> None:
         """Everything that could be wrong with ``tokens``, before the first of them runs."""
@@ -175,12 +189,20 @@ class Session:
             )
 
     def decode(self, token: int) -> int:
-        """Run one token at ``n_past`` and return the greedy next one, chosen on the device."""
+        """Run one token at ``n_past`` and return the greedy next one, chosen on the device.
+
+        Raises:
+            InputError: as ``prompt``.
+            DeviceError: no logit is a number.
+        """
         self._check([token])
         self._set([token])
         self._forward.decode.run()
         self.n_past += 1
-        return int(self._scratch["token"].download(np.uint32, 1)[0])
+        chosen = int(self._scratch["token"].download(np.uint32, 1)[0])
+        if chosen >= self.model.config.n_vocab:  # no logit was greater than minus infinity
+            raise self._not_finite(self.n_past - 1)
+        return chosen
 
     def last_logits(self) -> NDArray[np.float32]:
         """f32 logits [n_vocab] of the last token that ``decode`` or ``prompt(..., "last")`` ran."""

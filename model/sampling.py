@@ -48,7 +48,7 @@ def distribution(logits: NDArray[np.floating], params: SamplingParams) -> NDArra
         where = int(broken[0]) if broken.size else 0
         raise DeviceError(
             f"logit of token {where} is {x[where]}, expected a finite number: the device's results are unusable; "
-            "run `latentvk shaders check`"
+            "check the file's hash, or choose another --device"
         )
     out = np.zeros_like(x)
     if params.temperature == 0:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
@@ -269,3 +270,50 @@ def test_tensors_and_caches_split_over_buffers_change_nothing(
     model.close()
     assert expected is not None and found is not None
     np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_context_beyond_one_binding_is_refused_before_it_is_allocated(
+    embedded: SmallModel, device: Device, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    """The refusal's own largest context opens, and one position more does not."""
+    limit = 40_000
+    narrow = limited(device, limit)
+    most = budget.binding_context(embedded.config, PATHS[path], limit)
+    assert most > 0 and most % 32 == 0
+    a_position = {"mla": 2 * 72, "mla-v": 2 * 72, "mha": 4 * 20}[path]  # latent row; one token's scores
+    assert most * a_position <= limit - 128 < (most + 32) * a_position
+    model = SimpleNamespace(config=embedded.config, device=narrow, weights=embedded.model.weights)
+    monkeypatch.setattr(engine, "Cache", lambda *_: pytest.fail("allocated before the check"))
+    with pytest.raises(DeviceError) as caught:
+        Session(model, PATHS[path], most + 1, chunk=1)  # type: ignore[arg-type]
+    assert str(caught.value) == (
+        f"context {most + 1} on path {path} takes more than the {limit} bytes that {device.info.name} binds at most: "
+        f"use a context of at most {most}"
+    )
+
+
+def test_logits_that_are_not_finite_are_an_error(embedded: SmallModel, device: Device) -> None:
+    """One line wherever logits leave the device, in place of a token id that never was."""
+    model = embedded.model
+    norm = model.weights.vector("output_norm")
+    good = norm.download(np.uint32)
+    session = Session(model, PATHS["mla"], 32, chunk=4)
+    try:
+        norm.upload(np.full(model.config.n_embd, np.nan, np.float32))
+        for position, run in (
+            (1, lambda: session.prompt([1, 2])),
+            (2, lambda: session.prompt([3, 4, 5], "all")),
+            (0, lambda: session.decode(1)),
+        ):
+            if position == 0:
+                session.rewind(0)
+            with pytest.raises(DeviceError) as caught:
+                run()
+            assert str(caught.value) == (
+                f"{model.gguf.path}: logits after position {position} are not finite on {device.info.name}; expected "
+                "numbers: check the file's hash, then its types, or choose another --device"
+            )
+    finally:
+        norm.upload(good)
+        session.close()

@@ -128,7 +128,7 @@ def test_broken_logits_are_the_devices_fault(value: float, shown: str, temperatu
         distribution(np.array([0.0, value, 1.0]), SamplingParams(temperature))
     assert str(error.value) == (
         f"logit of token 1 is {shown}, expected a finite number: the device's results are unusable; "
-        "run `latentvk shaders check`"
+        "check the file's hash, or choose another --device"
     )
 
 
