@@ -130,6 +130,9 @@ def drop_pages(info: TensorInfo) -> None:
 
 def _map(path: Path) -> mmap.mmap:
     try:
+        # Asked first: opening a FIFO waits for a writer, and opening a device may have effects.
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise InputError(f"{path}: is not a regular file; expected a GGUF file; check the path")
         with path.open("rb") as file:
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except OSError as error:

@@ -1,5 +1,6 @@
 """GGUF reading: values against gguf-py's own reader, every kind of damage as one exact line."""
 
+import os
 import struct
 from pathlib import Path
 
@@ -132,6 +133,15 @@ def test_folder(tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
         GGUFFile.open(tmp_path)
     assert str(caught.value) == f"{tmp_path}: cannot be read (Is a directory); expected a GGUF file; check the path"
+
+
+def test_what_is_no_file_is_refused_without_opening_it(tmp_path: Path) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)  # opening it would wait for a writer
+    for path in (fifo, Path("/dev/zero")):
+        with pytest.raises(InputError) as caught:
+            GGUFFile.open(path)
+        assert str(caught.value) == f"{path}: is not a regular file; expected a GGUF file; check the path"
 
 
 def test_damaged_headers(tmp_path: Path) -> None:
