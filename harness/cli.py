@@ -1,6 +1,6 @@
 """The `latentvk` command: finds the command's module, parses, runs it and turns errors into one line and an exit code.
 
-Exit codes: 0 done, 1 a check failed, 2 wrong usage or bad input, 3 the device cannot, 130 interrupted.
+Exit codes: 0 done, 1 a check failed, 2 wrong usage or bad input, 3 the device cannot, 130 interrupted, 143 terminated.
 A command's module has HELP (one line), EXAMPLE (works as pasted), add_arguments(parser) and run(args) -> exit code.
 Only the module of the command that was asked for is imported, and modules import what is heavy inside run(), so that
 commands without a device start fast and need no Vulkan.
@@ -9,8 +9,11 @@ commands without a device start fast and need no Vulkan.
 import argparse
 import importlib
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import NoReturn, Protocol, cast
 
 from harness import options
@@ -18,6 +21,7 @@ from vkbackend.errors import InputError, LatentvkError
 
 COMMANDS = ("devices", "inspect", "synth", "generate", "logits", "compare", "bench")
 INTERRUPTED = 130
+TERMINATED = 143
 BROKEN_PIPE = 141  # what a shell shows for a program ended by SIGPIPE
 
 
@@ -37,16 +41,24 @@ class Parser(argparse.ArgumentParser):
         raise InputError(f"{message}; see `{self.prog} --help`")
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, raised like SIGINT's exception so that temporary files are removed and buffers freed on the way out."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line (default: this process's) and return its exit code."""
     try:
-        code = _dispatch(list(sys.argv[1:] if argv is None else argv))
-        sys.stdout.flush()
-        return code
+        with _sigterm_raises():
+            code = _dispatch(list(sys.argv[1:] if argv is None else argv))
+            sys.stdout.flush()
+            return code
     except LatentvkError as error:
         # One line is a promise to whoever reads logs: a file name or a driver's message may hold line breaks.
         print("latentvk: error: " + " ".join(str(error).split()), file=sys.stderr)
         return error.exit_code
+    except Terminated:
+        print("latentvk: terminated", file=sys.stderr)
+        return TERMINATED
     except KeyboardInterrupt:
         print("latentvk: interrupted", file=sys.stderr)
         return INTERRUPTED
@@ -54,6 +66,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Python flushes standard output once more at exit; that must not fail a second time.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
+
+
+@contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Python sets signal handlers from the main thread only
+        return
+
+    def terminate(number: int, frame: object) -> None:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _dispatch(argv: list[str]) -> int:
@@ -74,6 +102,7 @@ def _dispatch(argv: list[str]) -> int:
         args = parser.parse_args(argv[1:])
     except SystemExit as stop:  # --help
         return int(stop.code or 0)
+    options.check_json(args)
     return command.run(args)
 
 

@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -176,10 +177,16 @@ def report_folder(args: argparse.Namespace) -> Path | None:
     if args.output is None and args.json is not None:
         return None
     folder = Path(args.output or "results")
-    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+    nearest = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
+    try:
+        # Tried, not asked: root may write everywhere, but for places such as /proc.
+        with tempfile.TemporaryDirectory(dir=nearest):
+            pass
+    except OSError:
         what = "not writable" if nearest.is_dir() else "no folder"
-        raise InputError(f"{folder}: {nearest} is {what}, expected a place for the reports; choose another with -o")
+        raise InputError(
+            f"{folder}: {nearest} is {what}, expected a place for the reports; choose another with -o"
+        ) from None
     return folder
 
 
@@ -196,7 +203,12 @@ def finish(record: "Record", args: argparse.Namespace, folder: Path | None) -> N
         report.show(record, console)
     if folder is None:
         return
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"{folder}: cannot be made ({error.strerror}), expected a place for the reports; choose another with -o"
+        ) from None
     stem = report_stem(record)
     json_path, markdown_path = folder / f"{stem}.json", folder / f"{stem}.md"
     write_record(record, json_path)

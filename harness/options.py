@@ -8,7 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from harness.atomic import write_text
+from harness.atomic import require_writable, write_text
 from vkbackend.errors import InputError
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
@@ -57,6 +57,12 @@ def add_chunk(parser: argparse.ArgumentParser) -> None:
 
 def json_to_stdout(args: argparse.Namespace) -> bool:
     return args.json == "-"
+
+
+def check_json(args: argparse.Namespace) -> None:
+    """Raises InputError when --json names a place that cannot be written: before the work, not after it."""
+    if args.json is not None and not json_to_stdout(args):
+        require_writable(Path(args.json))
 
 
 def emit_json(args: argparse.Namespace, value: Any) -> None:

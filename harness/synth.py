@@ -22,7 +22,7 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from harness import options
-from harness.atomic import replacing
+from harness.atomic import replacing, require_writable
 from harness.synth_tokenizer import tokenizer_keys
 from harness.units import bytes_text
 from model.config import PRESETS, ModelConfig, get_preset
@@ -149,7 +149,7 @@ def write_synthetic(
         "general.file_type": int(MIXES[mix][1]),
         **tokenizer_keys(config.n_vocab),
     }
-    _require_room(path, file_bytes(config, types))
+    _require_room(require_writable(path), file_bytes(config, types))
     shapes = expected_tensors(config)
 
     def data(name: str) -> Iterator[np.ndarray]:
@@ -189,10 +189,7 @@ def _deviation(name: str, shape: tuple[int, ...]) -> float:
 
 
 def _require_room(path: Path, n_bytes: int) -> None:
-    folder = path.absolute().parent
-    if not folder.is_dir():
-        return  # replacing() says what is wrong with it
-    free = shutil.disk_usage(folder).free
+    free = shutil.disk_usage(path.parent).free
     if free < n_bytes:
         raise InputError(
             f"{path}: {bytes_text(free)} are free there, expected at least {bytes_text(n_bytes)}; "

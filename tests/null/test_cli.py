@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from harness import cli, options
 from harness.cli import main
 from vkbackend.errors import DeviceError, InputError
 
+ROOT = Path(__file__).parents[2]
 Captured = pytest.CaptureFixture[str]
 
 
@@ -111,6 +113,34 @@ def test_compare_refuses_a_folder_it_cannot_make(capsys: Captured, tmp_path: Pat
         )
 
 
+def test_compare_tries_the_folder_as_permissions_do_not_say_it_all(capsys: Captured) -> None:
+    # Root may write to /proc, say its permissions; nothing can be made there.
+    line = "/proc/x: /proc is not writable, expected a place for the reports; choose another with -o"
+    fails(capsys, ["compare", "--preset", "glm-4.7-flash", "-o", "/proc/x"], 2, line)
+
+
+@pytest.mark.parametrize(
+    "command", [["compare"], ["generate", "-p", "x"], ["logits", "--tokens", "1", "-o", "o"], ["bench"], ["inspect"]]
+)
+def test_json_is_refused_before_the_model_is_opened(command: list[str], capsys: Captured, tmp_path: Path) -> None:
+    path = tmp_path / "absent" / "r.json"
+    argv = [command[0], "absent.gguf", *command[1:], "--json"]
+    line = "cannot write there (No such file or directory); choose a folder that exists and is writable"
+    fails(capsys, [*argv, str(path)], 2, f"{path}: {line}")
+    line = "/dev/full: is not a regular file, expected a path to write a file to; choose another"
+    fails(capsys, [*argv, "/dev/full"], 2, line)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "command", [["logits", "--tokens", "1"], ["synth", "--layers", "1", "--vocab", "2048", "--shape", "n_expert=8"]]
+)
+def test_an_output_that_is_no_file_is_refused(command: list[str], capsys: Captured) -> None:
+    line = "/dev/full: is not a regular file, expected a path to write a file to; choose another"
+    fails(capsys, [*command, "-o", "/dev/full"], 2, line)
+    assert Path("/dev/full").is_char_device()
+
+
 @pytest.mark.parametrize(
     ("tokens", "found"),
     [
@@ -159,7 +189,7 @@ def test_no_device_is_exit_code_3_with_a_remedy(command: list[str], tmp_path: Pa
     found = subprocess.run(
         [sys.executable, "-m", "harness.cli", *command],
         cwd=tmp_path,
-        env=environment | {"PYTHONPATH": str(Path(__file__).parents[2])},
+        env=environment | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
     )
@@ -239,12 +269,28 @@ def test_errors_interrupts_and_closed_pipes_have_their_codes(capsys: Captured, m
     assert capsys.readouterr().err == "latentvk: interrupted\n"
 
 
+def test_sigterm_removes_the_temporary_file_and_exits_143(tmp_path: Path) -> None:
+    # Hundreds of megabytes, so that it is still at it when the signal comes: at the first sight of a file.
+    shape = ["--layers", "2", "--vocab", "32000"]
+    command = [sys.executable, "-m", "harness.cli", "synth", *shape, "-o", str(tmp_path / "m.gguf")]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    try:
+        while child.poll() is None and not any(tmp_path.iterdir()):
+            time.sleep(0.01)
+        child.terminate()
+        out, err = child.communicate(timeout=60)
+    finally:
+        child.kill()
+    assert (child.returncode, out, err) == (cli.TERMINATED, "", "latentvk: terminated\n")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_closed_pipe_is_quiet() -> None:
     reader, writer = os.pipe()
     os.close(reader)
     try:
         command = [sys.executable, "-m", "harness.cli", "compare", "--preset", "glm-4.7-flash", "--json", "-"]
-        found = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2])
+        found = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, cwd=ROOT)
     finally:
         os.close(writer)
     assert found.stderr == ""

@@ -1,12 +1,13 @@
 """Statistics, figures as text, the results record and files that appear whole or not at all."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
 from harness import results, stats, units
-from harness.atomic import replacing, write_text
+from harness.atomic import replacing, require_writable, write_text
 from harness.metadata import model_file
 from harness.results import Record, Row, Score, Table, ratios, to_json, write_record
 from harness.roofline import Peaks, Weights
@@ -168,3 +169,32 @@ def test_model_file_is_named_by_content_not_by_place(tmp_path: Path) -> None:
         "sha256": "b83633aa785344791618f2fddf131b010ea04912a60430760b070bad293f65bd",
         "sha256_covers": "whole file",
     }
+
+
+def test_what_is_no_file_is_refused_and_left_alone(tmp_path: Path) -> None:
+    fifo, link = tmp_path / "fifo", tmp_path / "link"
+    os.mkfifo(fifo)
+    link.symlink_to(fifo)
+    for path in (fifo, link, Path("/dev/full"), Path("/dev/null")):
+        for write in (require_writable, lambda place: write_text(place, "x")):
+            with pytest.raises(InputError) as error:
+                write(path)
+            assert str(error.value) == (
+                f"{path}: is not a regular file, expected a path to write a file to; choose another"
+            )
+    assert fifo.is_fifo() and link.is_symlink()
+    assert sorted(tmp_path.iterdir()) == [fifo, link]
+
+
+def test_a_link_stays_and_its_target_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    target, link, dangling = tmp_path / "deep" / "r.json", tmp_path / "link", tmp_path / "dangling"
+    target.write_text("old")
+    link.symlink_to(target)
+    dangling.symlink_to(tmp_path / "deep" / "new.json")
+    for path in (link, dangling):
+        assert require_writable(path) == path.resolve()
+        write_text(path, "new")
+        assert path.is_symlink() and path.read_text() == "new"
+    assert target.read_text() == "new"
+    assert sorted(path.name for path in (tmp_path / "deep").iterdir()) == ["new.json", "r.json"]
