@@ -6,6 +6,7 @@ from time import perf_counter, perf_counter_ns
 from typing import TYPE_CHECKING, Any
 
 from harness import options
+from vkbackend.errors import InputError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,6 +40,8 @@ def run(args: argparse.Namespace) -> int:
     from model.layout import get_path
     from vkbackend.device import open_device
 
+    if not args.startup and not any(args.n_prompt + args.n_gen):
+        raise InputError("-p 0 and -n 0 leave nothing to run, expected one of them above 0; give a length")
     path = get_path(args.path)
     gguf, config = open_file(args)
     if args.startup:
@@ -191,7 +194,7 @@ def show(rows: list[dict[str, Any]]) -> None:
         speed = f"{row['avg_ts']:.2f} ± {row['stddev_ts']:.2f}"
         table.add_row(row["model_type"], row["path"], row["test"], speed, rate)
     Console(highlight=False).print(table)
-    print(f"on {rows[0]['gpu_info']} ({rows[0]['driver']})" if rows else "nothing to run: -p 0 and -n 0")
+    print(f"on {rows[0]['gpu_info']} ({rows[0]['driver']})")
 
 
 def _now() -> str:

@@ -72,13 +72,14 @@ def read_tokens(args: argparse.Namespace, n_vocab: int) -> "np.ndarray":
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "not text"
             raise InputError(f"{where}: cannot be read ({reason}), expected a file of token ids; check it") from None
+    if not text.strip(", \t\r\n"):
+        raise InputError(f"{where}: found no token ids, expected at least one; give them with commas between them")
     ids = []
-    for index, entry in enumerate(part for part in re.split(r"[,\s]+", text) if part):
+    # A comma with spaces around it is one separator; two commas have an entry between them that is missing.
+    for index, entry in enumerate(re.split(r"\s*,\s*|\s+", text.strip())):
         if not re.fullmatch(r"[0-9]{1,10}", entry) or int(entry) >= n_vocab:
             raise InputError(
                 f"{where}: entry {index} is '{entry[:40]}', expected a token id from 0 to {n_vocab - 1}; correct it"
             )
         ids.append(int(entry))
-    if not ids:
-        raise InputError(f"{where}: found no token ids, expected at least one; give them with commas between them")
     return np.array(ids, np.int32)

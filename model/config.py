@@ -212,8 +212,9 @@ def _read(gguf: GGUFFile) -> dict[str, Any]:
     """The constructor's arguments from the metadata; tensors are looked at only for which variant they are."""
     arch = gguf.kv.get("general.architecture")
     if arch != ARCHITECTURE:
+        found = "missing" if arch is None else repr(arch)
         raise InputError(
-            f"{gguf.path}: key general.architecture is {arch!r}, expected {ARCHITECTURE!r}; "
+            f"{gguf.path}: key general.architecture is {found}, expected {ARCHITECTURE!r}; "
             "use a GGUF of GLM-4.7-Flash, DeepSeek-V2 or DeepSeek-V3"
         )
     keys = TypedKeys(gguf, ARCHITECTURE)

@@ -39,12 +39,20 @@ def mix_types(config: ModelConfig, mix: str, overrides: Iterable[tuple[str, Q]] 
     """Tensor name -> type for every tensor of ``config``.
 
     ``overrides`` are (regular expression, type), searched in the names of the tensors that a mix may quantise, first
-    match wins; a row that the wished type cannot hold is an InputError.
+    match wins; a row that the wished type cannot hold is an InputError, and so is an expression that matches nothing.
     """
     base = get_mix(mix)
     overrides = list(overrides)
     types: dict[str, Q] = {}
-    for name, shape in expected_tensors(config).items():
+    shapes = expected_tensors(config)
+    free = [name for name in shapes if not _KEPT_F32.search(name)]
+    for pattern, _ in overrides:
+        if not any(re.search(pattern, name) for name in free):
+            raise InputError(
+                f"type pattern {pattern!r} matches no tensor whose type can be chosen, expected part of a name such as "
+                "attn_v_b; correct it"
+            )
+    for name, shape in shapes.items():
         if _KEPT_F32.search(name):
             types[name] = Q.F32
             continue

@@ -32,6 +32,8 @@ class TokenType(IntEnum):
 
 _PLAIN_TEXT = (TokenType.UNKNOWN, TokenType.CONTROL, TokenType.USER_DEFINED)
 # Control tokens that end a turn in files whose keys name only one of them.
+# What a file whose text cannot be read is good for all the same.
+WITHOUT_TEXT = "use another GGUF, or `latentvk logits` and `bench`, which take token ids"
 _END_NAMES = ("<|endoftext|>", "<|im_end|>", "<|eot_id|>", "<|observation|>", "<\uff5cend\u2581of\u2581sentence\uff5c>")
 
 
@@ -59,8 +61,7 @@ class Tokenizer:
         kind = self._require("tokenizer.ggml.model")
         if kind != "gpt2":
             raise InputError(
-                f"{where}: key tokenizer.ggml.model is {kind!r}, expected 'gpt2' (byte-level BPE); "
-                "give token ids instead of text"
+                f"{where}: key tokenizer.ggml.model is {kind!r}, expected 'gpt2' (byte-level BPE); {WITHOUT_TEXT}"
             )
         self.tokens: list[str] = list(self._require("tokenizer.ggml.tokens"))
         types = kv.get("tokenizer.ggml.token_type") or [TokenType.NORMAL] * len(self.tokens)
@@ -160,7 +161,7 @@ class Tokenizer:
         if key not in self._kv:
             raise InputError(
                 f"{self.where}: key {key} is missing, expected a byte-level BPE vocabulary; "
-                "convert the model again with its tokenizer, or give token ids instead of text"
+                "convert the model again with its tokenizer"
             )
         return self._kv[key]
 
@@ -187,8 +188,7 @@ class Tokenizer:
         if name not in PRETOKENIZERS:
             known = ", ".join(sorted(PRETOKENIZERS))
             raise InputError(
-                f"{self.where}: key tokenizer.ggml.pre is {name!r}, expected one of {known}; "
-                "give token ids instead of text"
+                f"{self.where}: key tokenizer.ggml.pre is {name!r}, expected one of {known}; {WITHOUT_TEXT}"
             )
         return PRETOKENIZERS[name]
 

@@ -12,6 +12,7 @@ import pytest
 
 from harness import cli, options
 from harness.cli import main
+from harness.logits import read_tokens
 from vkbackend.errors import DeviceError, InputError
 
 ROOT = Path(__file__).parents[2]
@@ -147,6 +148,8 @@ def test_an_output_that_is_no_file_is_refused(command: list[str], capsys: Captur
         ("1,x", "entry 1 is 'x', expected a token id from 0 to 2047; correct it"),
         ("1,2048", "entry 1 is '2048', expected a token id from 0 to 2047; correct it"),
         ("-1", "entry 0 is '-1', expected a token id from 0 to 2047; correct it"),
+        ("1,,2", "entry 1 is '', expected a token id from 0 to 2047; correct it"),
+        ("1,2,", "entry 2 is '', expected a token id from 0 to 2047; correct it"),
         ("1.5", "entry 0 is '1.5', expected a token id from 0 to 2047; correct it"),
         (" , ", "found no token ids, expected at least one; give them with commas between them"),
     ],
@@ -158,6 +161,28 @@ def test_logits_refuses_tokens(tokens: str, found: str, capsys: Captured, tmp_pa
     file.write_text(tokens)
     fails(capsys, ["logits", "--tokens-file", str(file), "-o", str(tmp_path / "o.npz")], 2, f"{file}: {found}")
     assert list(tmp_path.iterdir()) == [file]
+
+
+def test_logits_takes_commas_spaces_and_line_breaks(tmp_path: Path) -> None:
+    file = tmp_path / "ids.txt"
+    file.write_text(" 1, 2 ,3\n4,\n 5\t6\n")
+    args = argparse.Namespace(tokens=None, tokens_file=file)
+    assert read_tokens(args, 7).tolist() == [1, 2, 3, 4, 5, 6]
+
+
+def test_bench_refuses_to_run_nothing(capsys: Captured) -> None:
+    line = "-p 0 and -n 0 leave nothing to run, expected one of them above 0; give a length"
+    fails(capsys, ["bench", "-p", "0", "-n", "0"], 2, line)
+
+
+def test_synth_refuses_a_type_for_no_tensor(capsys: Captured, tmp_path: Path) -> None:
+    for pattern in ("nothing", "attn_norm"):  # norms are F32 in every mix
+        line = (
+            f"type pattern '{pattern}' matches no tensor whose type can be chosen, expected part of a name such as "
+            "attn_v_b; correct it"
+        )
+        fails(capsys, ["synth", "--type", f"{pattern}=Q8_0", "-o", str(tmp_path / "m.gguf")], 2, line)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_logits_names_an_unreadable_token_file(capsys: Captured, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """ModelConfig: what a written config reads back as, published figures, one exact line for every kind of bad file."""
 
+import struct
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from math import prod
@@ -115,6 +116,11 @@ def test_other_architecture(tmp_path: Path) -> None:
     file = write(tmp_path / "m.gguf", BASE, {"general.architecture": "llama"})
     assert error(file) == (
         f"{file.path}: key general.architecture is 'llama', expected 'deepseek2'; "
+        "use a GGUF of GLM-4.7-Flash, DeepSeek-V2 or DeepSeek-V3"
+    )
+    file.path.write_bytes(struct.pack("<4sIQQ", b"GGUF", 3, 0, 0))
+    assert error(GGUFFile.open(file.path)) == (
+        f"{file.path}: key general.architecture is missing, expected 'deepseek2'; "
         "use a GGUF of GLM-4.7-Flash, DeepSeek-V2 or DeepSeek-V3"
     )
 

@@ -250,20 +250,19 @@ def test_chat_template_refusals(template: str | None, messages: list[dict[str, s
     [
         (
             {"ggml.model": "llama"},
-            "m.gguf: key tokenizer.ggml.model is 'llama', expected 'gpt2' (byte-level BPE); give token ids "
-            "instead of text",
+            "m.gguf: key tokenizer.ggml.model is 'llama', expected 'gpt2' (byte-level BPE); use another GGUF, or "
+            "`latentvk logits` and `bench`, which take token ids",
         ),
         (
             {"ggml.tokens": None},
             "m.gguf: key tokenizer.ggml.tokens is missing, expected a byte-level BPE vocabulary; convert "
-            "the model again "
-            "with its tokenizer, or give token ids instead of text",
+            "the model again with its tokenizer",
         ),
         (
             {"ggml.pre": "bloom"},
             "m.gguf: key tokenizer.ggml.pre is 'bloom', expected one of chatglm-bpe, deepseek-llm, "
             "deepseek-v3, default, "
-            "glm4, gpt-2; give token ids instead of text",
+            "glm4, gpt-2; use another GGUF, or `latentvk logits` and `bench`, which take token ids",
         ),
         (
             {"ggml.token_type": [1, 1]},
