@@ -29,7 +29,23 @@ def load_model(gguf: "GGUFFile", device: "Device") -> "Model":
     """The model on an open device. Raises DeviceError when the device cannot hold the weights."""
     from model.engine import Model  # not at the top: without a Vulkan loader importing it is a traceback
 
-    return Model.load(gguf, device)
+    model = Model.load(gguf, device)
+    note_assumed_gating(gguf, model.config)
+    return model
+
+
+def note_assumed_gating(gguf: "GGUFFile", config: "ModelConfig") -> None:
+    """Say on standard error which gating function is assumed for a file that does not say: a wrong one runs, badly."""
+    from model.config import KEYS
+
+    key = f"{config.arch}.{KEYS['gating']}"
+    # 0 is how a converter writes "not set".
+    if config.n_dense < config.n_layer and not gguf.kv.get(key):
+        print(
+            f"latentvk: note: {gguf.path} does not set key {key}, {config.gating} is assumed from its layer and "
+            "vocabulary counts",
+            file=sys.stderr,
+        )
 
 
 def open_session(model: "Model", path: "Path", n_ctx: int, chunk: int | None) -> "Session":

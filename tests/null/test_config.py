@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from gguf import GGMLQuantizationType as Q
 
+from harness.running import note_assumed_gating
 from model.config import (
     PRESETS,
     SUPPORTED_TYPES,
@@ -110,6 +111,19 @@ def test_glm_files_without_a_gating_key_are_sigmoid(tmp_path: Path, n_blocks: in
     tiny = replace(BASE, n_embd=1, n_layer=n_blocks, n_vocab=n_vocab, q_lora=1, kv_lora=1, n_head=1, v_head=1, n_ff=1)
     file = write(tmp_path / "m.gguf", tiny, {"deepseek2.expert_gating_func": None})
     assert ModelConfig.from_gguf(file).gating == gating
+
+
+def test_an_assumed_gating_function_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    key = "deepseek2.expert_gating_func"
+    for number, note in ((2, False), (1, False), (0, True), (None, True)):
+        file = write(tmp_path / f"{number}.gguf", BASE, {key: number})
+        note_assumed_gating(file, ModelConfig.from_gguf(file))
+        line = f"latentvk: note: {file.path} does not set key {key}, softmax is assumed from its layer and "
+        assert capsys.readouterr().err == (line + "vocabulary counts\n" if note else "")
+    dense = replace(BASE, n_dense=BASE.n_layer)
+    file = write(tmp_path / "dense.gguf", dense, {key: None})
+    note_assumed_gating(file, ModelConfig.from_gguf(file))
+    assert capsys.readouterr().err == ""
 
 
 def test_other_architecture(tmp_path: Path) -> None:
