@@ -9,13 +9,12 @@ import psutil
 from model.cache import cache_capacity
 from model.config import ModelConfig
 from model.layout import CacheLayout, Path, cache_bytes, max_context
-from model.scratch import SLACK
+from model.scratch import SLACK_BYTES
 from model.weights import UNIT
 from vkbackend.device import Device
 from vkbackend.errors import DeviceError
 
 # Left to the desktop and the page cache on unified memory; a discrete card keeps a little for the compositor.
-SCRATCH_SLACK = 4 * SLACK  # bytes that end every scratch buffer
 _RESERVE_UNIFIED, _RESERVE_DEVICE = 512 * 2**20, 256 * 2**20
 
 
@@ -38,7 +37,7 @@ def binding_context(config: ModelConfig, path: Path, limit: int) -> int:
         a_position = max(2 * config.key_dim, 2 * config.v_head, 4 * config.n_head)
     else:
         a_position = 2 * config.latent_dim
-    return max(0, limit - SCRATCH_SLACK) // a_position // UNIT * UNIT
+    return max(0, limit - SLACK_BYTES) // a_position // UNIT * UNIT
 
 
 def require_fit(

@@ -18,7 +18,7 @@ from model.device_weights import DeviceWeights, predicted_bytes
 from model.forward import Forward
 from model.gguf_file import GGUFFile
 from model.layout import CacheLayout, Path, active_weight_bytes
-from model.scratch import Scratch, scratch_bytes
+from model.scratch import SLACK_BYTES, Scratch, scratch_bytes
 from model.tensors import expected_tensors, require_supported
 from model.tokenizer import Tokenizer
 from vkbackend.device import Device
@@ -79,7 +79,7 @@ def chunk_capacity(config: ModelConfig, path: Path, n_ctx: int, limit: int, want
     the MHA fallback's scores [H, chunk, n_ctx], would exceed one binding of ``limit`` bytes."""
     chunk = min(wanted or DEFAULT_CHUNK, n_ctx, limit // (4 * config.n_vocab))
     if path.layout is CacheLayout.PER_HEAD:
-        chunk = min(chunk, (limit - 256) // (4 * config.n_head * cache_capacity(n_ctx)))
+        chunk = min(chunk, (limit - SLACK_BYTES) // (4 * config.n_head * cache_capacity(n_ctx)))
     return max(1, chunk)
 
 

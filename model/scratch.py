@@ -12,6 +12,7 @@ from vkbackend.device import Device
 # Linear kernels read whole units of 32 columns; what a short last row reads past its end meets zero weights and must
 # only be finite, so every buffer ends in this many zeroed elements.
 SLACK = 32
+SLACK_BYTES = 4 * SLACK
 ARGMAX_GROUPS = 64
 _HOST = ("params", "token")  # what the host writes and reads for every token, without a transfer
 
@@ -72,7 +73,7 @@ def scratch_bytes(config: ModelConfig, path: Path, n_ctx: int, chunk: int, split
             "parts": splits * c.n_head * c.kv_lora,  # [H, S, kv_lora]
             "stats": 2 * splits * c.n_head,
         }
-    return {name: 4 * (n + SLACK) for name, n in elements.items()}
+    return {name: 4 * n + SLACK_BYTES for name, n in elements.items()}
 
 
 class Scratch:
