@@ -16,7 +16,7 @@ def run(args: argparse.Namespace) -> int:
     import os
 
     from harness.units import bytes_text
-    from vkbackend.device import list_devices, select_device
+    from vkbackend.physical import list_devices, select_device
 
     devices = list_devices()
     chosen = select_device(devices, args.device or os.environ.get("LATENTVK_DEVICE"))

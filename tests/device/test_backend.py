@@ -8,8 +8,9 @@ from helpers import canary, fetch, launch, limited, params, upload
 
 from model import kernels
 from vkbackend.buffer import Buffer
-from vkbackend.device import Device, list_devices, open_device
+from vkbackend.device import Device, open_device
 from vkbackend.errors import DeviceError
+from vkbackend.physical import list_devices
 from vkbackend.program import Program
 
 WIDTH = 100

@@ -14,8 +14,8 @@ from model.config import ModelConfig
 from model.gguf_file import GGUFFile
 from model.layout import PATHS, cache_bytes_per_token
 from model.tokenizer import Tokenizer
-from vkbackend.device import list_devices
 from vkbackend.errors import DeviceError
+from vkbackend.physical import list_devices
 
 try:
     list_devices()

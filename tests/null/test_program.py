@@ -1,4 +1,4 @@
-"""What of the backend needs no device: barriers from declared accesses, declarations against launches, the choice."""
+"""What of the backend needs no device: barriers from declared accesses, declarations against launches."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -7,33 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-import vkbackend.device
-import vkbackend.health
 from model import budget
-from vkbackend.device import DeviceInfo, Heap, open_device, select_device
+from tests.null.imaginary import INFO
 from vkbackend.errors import DeviceError
 from vkbackend.kernel import Kernel
+from vkbackend.physical import DeviceInfo, Heap
 from vkbackend.program import Program
 
-INFO = DeviceInfo(
-    index=0,
-    name="Imaginary iGPU",
-    kind="integrated",
-    driver="none",
-    driver_version="0",
-    api_version="1.3.0",
-    vendor_id=0,
-    device_id=0,
-    heaps=(Heap(2**30, True, True), Heap(2**31, False, True)),
-    host_heap=1,
-    subgroup_size=32,
-    subgroup_operations=0x7FF,
-    max_storage_buffer_range=2**30,
-    shared_memory=32768,
-    max_workgroup_count=(65535, 100, 7),
-    max_workgroup_size=1024,
-    timestamp_period_ns=1.0,
-)
 # Named by what it does with its two buffers.
 COPY = Kernel("copy.comp", (("source", "r"), ("target", "w")), ("WIDTH",), ("count", "scale"))
 UPDATE = Kernel("update.comp", (("source", "r"), ("target", "rw")))
@@ -129,60 +109,6 @@ def test_variant_adds_macros_and_leaves_the_original() -> None:
     assert one.variant(B="2").macros == {"A": "1", "B": "2"}
     assert (one.macros, COPY.macros) == ({"A": "1"}, {})
     assert one.bindings == COPY.bindings
-
-
-def test_device_is_chosen_by_kind_number_or_name() -> None:
-    cpu = replace(INFO, index=0, name="llvmpipe (CPU)", kind="cpu")
-    apu, card = replace(INFO, index=1, name="Radeon 780M"), replace(INFO, index=2, name="Radeon 7900", kind="discrete")
-    everything = [cpu, apu, card]
-    assert select_device(everything, None) is card
-    assert select_device([cpu, apu], None) is apu
-    assert select_device(everything, "0") is cpu
-    assert select_device(everything, "780m") is apu
-    listing = "0: llvmpipe (CPU), 1: Radeon 780M, 2: Radeon 7900"
-    for selector, number in (("radeon", "more than one"), ("3", "no"), ("arc", "no")):
-        with pytest.raises(DeviceError) as caught:
-            select_device(everything, selector)
-        assert str(caught.value) == (
-            f"{number} Vulkan device matches {selector!r}; expected one of {listing}: pass its number"
-        )
-
-
-def test_memory_is_the_heap_of_host_visible_buffers_where_host_and_device_share_it() -> None:
-    assert INFO.unified and INFO.memory == 2**31
-    card = replace(INFO, kind="discrete")
-    assert not card.unified and card.memory == 2**30
-    assert card.as_dict()["memory"] == 2**30 and card.as_dict()["unified"] is False
-
-
-def test_without_a_wish_an_unusable_device_is_passed_over(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    odd = replace(INFO, index=0, name="Odd GPU", subgroup_size=4)
-    bare = replace(INFO, index=1, name="Bare GPU", kind="discrete", subgroup_operations=0x7FF & ~0x80)
-    cpu = replace(INFO, index=2, name="llvmpipe", kind="cpu")
-    monkeypatch.setattr(vkbackend.device, "list_devices", lambda: [odd, bare, cpu])
-    monkeypatch.setattr(vkbackend.device, "Device", lambda info: SimpleNamespace(info=info))
-    monkeypatch.setattr(vkbackend.health, "require_full_subgroups", lambda device: None)
-    monkeypatch.delenv("LATENTVK_DEVICE", raising=False)
-    lacks = (
-        "Bare GPU lacks subgroup operations 0x80 (VkSubgroupFeatureFlagBits) in compute shaders; expected 0x9d: "
-        "update its driver or choose another --device"
-    )
-    narrow = "Odd GPU has subgroups of 4; expected a power of two from 8 to 128: choose another --device"
-
-    assert open_device().info is cpu
-    assert [record.getMessage() for record in caplog.records] == [
-        f"latentvk: passing over a device: {message}" for message in (lacks, narrow)
-    ]
-    for selector, message in (("bare", lacks), ("odd", narrow)):  # but one that was asked for is an error
-        with pytest.raises(DeviceError) as caught:
-            open_device(selector)
-        assert str(caught.value) == message
-    monkeypatch.setattr(vkbackend.device, "list_devices", lambda: [odd])
-    with pytest.raises(DeviceError) as caught:
-        open_device()
-    assert str(caught.value) == narrow
 
 
 def test_budget_counts_our_own_buffers_and_the_hosts_copies(monkeypatch: pytest.MonkeyPatch) -> None:
