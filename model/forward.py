@@ -97,13 +97,13 @@ class Forward:
             kernels.ARGMAX,
             {"logits": scratch["logits"], "best": scratch["best"]},
             (ARGMAX_GROUPS, 1, 1),
-            push={"count": c.n_vocab},
+            push={"count": c.n_vocab, "share": -(-c.n_vocab // ARGMAX_GROUPS)},
         )
         program.launch(
             kernels.ARGMAX_FINAL,
             {"best": scratch["best"], "token": scratch["token"]},
             (1, 1, 1),
-            push={"count": ARGMAX_GROUPS},
+            push={"count": ARGMAX_GROUPS, "share": ARGMAX_GROUPS},
         )
 
     def head_all(self) -> tuple[Program, Buffer]:

@@ -25,11 +25,12 @@ LINEAR_PUSH = (
 _LINEAR = (("weights", "r"), ("x", "r"), ("y", "rw"))
 _PARAMS = ("params", "r")
 
-MATVEC = Kernel("matvec.comp", _LINEAR, ("ROWS",), LINEAR_PUSH)
+_MATVEC_PUSH = (*LINEAR_PUSH, "tiles_x")
+MATVEC = Kernel("matvec.comp", _LINEAR, ("ROWS",), _MATVEC_PUSH)
 MATVEC_CACHE = Kernel(
-    "matvec.comp", (*_LINEAR, _PARAMS), ("ROWS",), LINEAR_PUSH
+    "matvec.comp", (*_LINEAR, _PARAMS), ("ROWS",), _MATVEC_PUSH
 )  # with ROWS_FROM_CACHE or UNITS_FROM_CACHE
-MATVEC_CHOSEN = Kernel("matvec.comp", (*_LINEAR, ("experts", "r")), ("ROWS",), LINEAR_PUSH, {"CHOSEN": "1"})
+MATVEC_CHOSEN = Kernel("matvec.comp", (*_LINEAR, ("experts", "r")), ("ROWS",), _MATVEC_PUSH, {"CHOSEN": "1"})
 MATMUL = Kernel("matmul.comp", (*_LINEAR, _PARAMS), ("ROWS", "TOKENS"), LINEAR_PUSH)
 MATMUL_CHOSEN = Kernel(
     "matmul.comp", (*_LINEAR, _PARAMS, ("experts", "r")), ("ROWS", "TOKENS"), LINEAR_PUSH, {"CHOSEN": "1"}
@@ -105,8 +106,8 @@ MOE_SUM = Kernel(
     (("routed", "r"), ("weights", "r"), ("shared", "r"), ("x", "rw"), _PARAMS),
     push=("width", "used", "has_shared"),
 )
-ARGMAX = Kernel("argmax.comp", (("logits", "r"), ("best", "w")), push=("count",))
-ARGMAX_FINAL = Kernel("argmax.comp", (("best", "r"), ("token", "w")), push=("count",), macros={"FINAL": "1"})
+ARGMAX = Kernel("argmax.comp", (("logits", "r"), ("best", "w")), push=("count", "share"))
+ARGMAX_FINAL = Kernel("argmax.comp", (("best", "r"), ("token", "w")), push=("count", "share"), macros={"FINAL": "1"})
 
 
 def for_format(kernel: Kernel, kind: GGMLQuantizationType) -> Kernel:

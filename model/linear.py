@@ -89,6 +89,7 @@ def linear(
         if tiling.lanes_along_row:
             kernel = kernels.MATVEC_CACHE if cache_extent else kernels.MATVEC
             grid = _rows_grid(program, tiles, weight.matrices)
+            push["tiles_x"] = grid[0]
         else:
             kernel = kernels.MATMUL
             grid = (tiles, _ceil(tokens, tiling.tokens), weight.matrices)
@@ -123,6 +124,7 @@ def routed_linear(
             buffers["experts"] = routing["chosen"]
             if tiling.lanes_along_row:
                 kernel, grid = kernels.MATVEC_CHOSEN, _rows_grid(program, tiles, used)
+                push["tiles_x"] = grid[0]
             else:
                 kernel, grid = kernels.MATMUL_CHOSEN, (tiles, 1, used)
                 buffers["params"] = params

@@ -16,12 +16,12 @@ layout(binding = 1) writeonly buffer Best { uvec2 candidates[]; };
 
 layout(push_constant) uniform Push {
     uint count; // logits, or candidates in the final stage
+    uint share; // of them for each workgroup
 };
 
 void main() {
     float best = uintBitsToFloat(0xFF800000u); // -infinity
     uint id = 0xFFFFFFFFu;
-    uint share = (count + gl_NumWorkGroups.x - 1u) / gl_NumWorkGroups.x;
     uint begin = gl_WorkGroupID.x * share, end = min(begin + share, count);
     for (uint i = begin + gl_SubgroupInvocationID; i < end; i += gl_SubgroupSize) {
 #ifdef FINAL

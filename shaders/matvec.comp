@@ -31,7 +31,7 @@ uint word(uint i) { return weights[i]; }
 #include "formats.glsl"
 
 void main() {
-    uint tile = gl_WorkGroupID.x + gl_WorkGroupID.z * gl_NumWorkGroups.x;
+    uint tile = gl_WorkGroupID.x + gl_WorkGroupID.z * tiles_x;
     uint batch = gl_WorkGroupID.y;
 #ifdef CHOSEN
     uint matrix = expert_of[batch];

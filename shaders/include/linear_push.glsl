@@ -12,4 +12,7 @@ layout(push_constant) uniform Push {
     uint y_batch;
     uint y_token;
     uint accumulate;   // 1: add to what is there (the residual stream)
+#ifdef LANES_ALONG_ROW
+    uint tiles_x;      // of the grid, whose z goes on where x ends
+#endif
 };

@@ -251,6 +251,7 @@ def test_argmax_takes_the_lowest_id_among_equals(device: Device, case: str) -> N
     # Larger numbers stand behind the logits: they must not win.
     buffer = upload(device, np.concatenate([logits, np.full(64, 1e9, np.float32)]))
     first, last = {"logits": buffer, "best": best}, {"best": best, "token": token}
-    launch(device, kernels.ARGMAX, first, (ARGMAX_GROUPS, 1, 1), push={"count": logits.size})
-    launch(device, kernels.ARGMAX_FINAL, last, (1, 1, 1), push={"count": ARGMAX_GROUPS})
+    push = {"count": logits.size, "share": -(-logits.size // ARGMAX_GROUPS)}
+    launch(device, kernels.ARGMAX, first, (ARGMAX_GROUPS, 1, 1), push=push)
+    launch(device, kernels.ARGMAX_FINAL, last, (1, 1, 1), push={"count": ARGMAX_GROUPS, "share": ARGMAX_GROUPS})
     assert int(token.download(np.uint32, 1)[0]) == int(np.argmax(logits))
