@@ -7,6 +7,8 @@ scores and values are plain matrix products, as a runtime without MLA computes t
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from model.config import ModelConfig
@@ -15,6 +17,7 @@ from model.weights import UNIT, Weight, allocate_f16
 from vkbackend.buffer import Buffer
 from vkbackend.device import Device
 from vkbackend.errors import InputError
+from vkbackend.memory import Use
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,15 @@ class LayerCache:
     def parts(self) -> list[Buffer | Weight]:
         """What was allocated."""
         return [p for p in (self.latent, self.values, self.keys_per_head, self.values_per_head) if p is not None]
+
+
+@contextmanager
+def _freed_on_error(part: Buffer | Weight) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        part.free()
+        raise
 
 
 def cache_capacity(n_ctx: int) -> int:
@@ -47,21 +59,29 @@ class Cache:
     def __init__(self, device: Device, config: ModelConfig, path: Path, n_ctx: int) -> None:
         require_layout(config, path)
         self.n_ctx = cache_capacity(n_ctx)
-        self.layers = [self._layer(device, config, path, f"cache.{i}") for i in range(config.n_layer)]
+        self.layers: list[LayerCache] = []
+        try:
+            for i in range(config.n_layer):
+                self.layers.append(self._layer(device, config, path, f"cache.{i}"))
+        except BaseException:
+            self.free()
+            raise
 
     def _layer(self, device: Device, config: ModelConfig, path: Path, name: str) -> LayerCache:
         if path.layout is CacheLayout.PER_HEAD:
             # One kernel writes a head's key and value, so both are split between the same heads.
             heads, n_ctx, key, value = config.n_head, self.n_ctx, config.key_dim, config.v_head
             widest = n_ctx * max(key, value)
-            return LayerCache(
-                keys_per_head=allocate_f16(device, f"{name}.k", heads, n_ctx, key, widest),
-                values_per_head=allocate_f16(device, f"{name}.v", heads, value, n_ctx, widest),
-            )
-        latent = Buffer(device, self.n_ctx * config.latent_dim * 2, f"{name}.latent")
+            keys = allocate_f16(device, f"{name}.k", heads, n_ctx, key, widest)
+            with _freed_on_error(keys):
+                values = allocate_f16(device, f"{name}.v", heads, value, n_ctx, widest)
+            return LayerCache(keys_per_head=keys, values_per_head=values)
+        latent = Buffer(device, self.n_ctx * config.latent_dim * 2, f"{name}.latent", use=Use.CACHE)
         if path.layout is CacheLayout.LATENT:
             return LayerCache(latent=latent)
-        return LayerCache(latent=latent, values=Buffer(device, self.n_ctx * config.kv_lora * 2, f"{name}.values"))
+        with _freed_on_error(latent):
+            copy = Buffer(device, self.n_ctx * config.kv_lora * 2, f"{name}.values", use=Use.CACHE)
+        return LayerCache(latent=latent, values=copy)
 
     @property
     def nbytes(self) -> int:

@@ -22,8 +22,16 @@ class DeviceWeights:
         self._device, self._config, self._gguf = device, config, gguf
         self._matrices: dict[str, Weight] = {}
         self._vectors: dict[str, Buffer] = {}
+        try:
+            self._upload()
+        except BaseException:
+            self.free()
+            raise
+
+    def _upload(self) -> None:
+        device, config = self._device, self._config
         for name, shape in expected_tensors(config).items():
-            info = gguf.tensors[name]
+            info = self._gguf.tensors[name]
             key = name.rsplit(".", 1)[0]
             if len(shape) == 1:
                 self._vectors[key] = upload_vector(device, name, dequantize(info))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path as FilePath
 from typing import Literal
@@ -109,10 +110,14 @@ class Session:
         missing = model.weights.missing_transposed_k_b() if expanding else 0
         sizes = scratch_bytes(config, path, cache_capacity(n_ctx), self.chunk, shape.splits)
         require_fit(device, config, path, n_ctx, sizes, missing)
-        self._cache = Cache(device, config, path, n_ctx)
         self.n_ctx = n_ctx
-        self._scratch = Scratch(device, config, self._cache.n_ctx, sizes)
-        self._forward = Forward(device, config, model.weights, path, self._cache, self._scratch, shape, self.chunk)
+        with ExitStack() as made:  # what exists already is given back when the next part fails
+            self._cache = Cache(device, config, path, n_ctx)
+            made.callback(self._cache.free)
+            self._scratch = Scratch(device, config, self._cache.n_ctx, sizes)
+            made.callback(self._scratch.free)
+            self._forward = Forward(device, config, model.weights, path, self._cache, self._scratch, shape, self.chunk)
+            made.pop_all()
         self._params = self._scratch["params"]
         self.n_past = 0
 

@@ -112,18 +112,18 @@ def dequantize(info: TensorInfo) -> np.ndarray:
     return values.reshape(info.shape)
 
 
-def drop_pages(info: TensorInfo) -> None:
-    """Tell the kernel that the tensor's pages of the map need not stay resident; they are read again if touched."""
-    base: Any = info.data
+def drop_pages(data: np.ndarray) -> None:
+    """Let go of the resident pages of a memory map that lie wholly under ``data``; they are read again if touched."""
+    base: Any = data
     while isinstance(base, np.ndarray) and base.base is not None:
         base = base.base
     if isinstance(base, memoryview):
         base = base.obj
     if not isinstance(base, mmap.mmap):
         return  # an array in memory, as tests make them
-    start = info.data.__array_interface__["data"][0] - np.frombuffer(base, np.uint8).__array_interface__["data"][0]
+    start = data.__array_interface__["data"][0] - np.frombuffer(base, np.uint8).__array_interface__["data"][0]
     first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
-    last = (start + info.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
+    last = (start + data.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
     if last > first:
         base.madvise(mmap.MADV_DONTNEED, first, last - first)
 

@@ -8,13 +8,15 @@ from model.config import ModelConfig
 from model.layout import CacheLayout, Path
 from vkbackend.buffer import Buffer
 from vkbackend.device import Device
+from vkbackend.memory import Use
 
 # Linear kernels read whole units of 32 columns; what a short last row reads past its end meets zero weights and must
 # only be finite, so every buffer ends in this many zeroed elements.
 SLACK = 32
 SLACK_BYTES = 4 * SLACK
 ARGMAX_GROUPS = 64
-_HOST = ("params", "token")  # what the host writes and reads for every token, without a transfer
+# What the host writes or reads around a token; all else is touched by kernels alone.
+_USES = {"params": Use.PARAMETERS, "token": Use.RESULTS, "logits": Use.RESULTS}
 
 
 def rope_tables(config: ModelConfig, n_ctx: int) -> tuple[np.ndarray, int]:
@@ -80,9 +82,15 @@ class Scratch:
     """The buffers of ``scratch_bytes``, by name."""
 
     def __init__(self, device: Device, config: ModelConfig, n_ctx: int, sizes: dict[str, int]) -> None:
-        self.buffers = {name: Buffer(device, n, f"scratch.{name}", host=name in _HOST) for name, n in sizes.items()}
-        table, self.n_high = rope_tables(config, n_ctx)
-        self.buffers["rope_tables"].upload(table)
+        self.buffers: dict[str, Buffer] = {}
+        try:
+            for name, n in sizes.items():
+                self.buffers[name] = Buffer(device, n, f"scratch.{name}", use=_USES.get(name, Use.SCRATCH))
+            table, self.n_high = rope_tables(config, n_ctx)
+            self.buffers["rope_tables"].upload(table)
+        except BaseException:
+            self.free()
+            raise
 
     def __getitem__(self, name: str) -> Buffer:
         return self.buffers[name]

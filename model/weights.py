@@ -7,9 +7,7 @@ blocks are no whole number of 32-bit words are repacked: all payloads, then all 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,6 +18,7 @@ from model.gguf_file import TensorInfo, drop_pages
 from vkbackend.buffer import Buffer
 from vkbackend.device import Device
 from vkbackend.errors import DeviceError
+from vkbackend.memory import Use, buffer_limit
 
 Q = GGMLQuantizationType
 UNIT = 32  # columns
@@ -97,72 +96,98 @@ def _split(total: int, unit_bytes: int, limit: int, name: str, device: Device) -
     return [(a, min(a + each, total)) for a in range(0, total, each)]
 
 
-def _pack_into(words: NDArray[np.uint32], source: NDArray[np.uint8], kind: GGMLQuantizationType, columns: int) -> None:
-    """Write a shard's bytes in the device's layout into ``words``."""
-    target = words.view(np.uint8)
+def _write(buffer: Buffer, source: NDArray[np.uint8], kind: GGMLQuantizationType, columns: int) -> None:
+    """Put a shard's bytes, in the device's layout, into its buffer: piece by piece, the map's pages dropped behind."""
     if kind in _REPACKED:
-        payload, scale = _REPACKED[kind]
-        size = GGML_QUANT_SIZES[kind][1]
-        blocks = source.size // size
-        # Whole fields are copied at once: a structured view moves payloads of 20 to 208 bytes, not single bytes.
-        length, scale_length = payload.stop - payload.start, 2
-        fields: Any = np.dtype(
-            {
-                "names": ["payload", "scale"],
-                "formats": [f"V{length}", "V2"],
-                "offsets": [payload.start, scale.start],
-                "itemsize": size,
-            }
-        )
-        view = source.view(fields)
-        target[: blocks * length].view(f"V{length}")[:] = view["payload"]
-        target[blocks * length : blocks * (length + scale_length)].view("V2")[:] = view["scale"]
+        _write_apart(buffer, source, kind)
         return
-    width = _PLAIN[kind] * columns
-    padded = row_bytes(kind, columns)
-    target[: source.size // width * padded].reshape(-1, padded)[:, :width] = source.reshape(-1, width)
+    block, size = GGML_QUANT_SIZES[kind]
+    width, padded = columns // block * size, row_bytes(kind, columns)
+    if width == padded:
+        for start in range(0, source.size, buffer.piece):
+            part = source[start : start + buffer.piece]
+            buffer.upload(part, start)
+            drop_pages(part)
+        return
+    rows, each = source.size // width, max(1, buffer.piece // padded)
+    for first in range(0, rows, each):
+        count = min(each, rows - first)
+        part = source[first * width : (first + count) * width]
+        with buffer.window(first * padded, count * padded) as target:
+            lines = target.reshape(count, padded)
+            lines[:, :width] = part.reshape(count, width)
+            lines[:, width:] = 0
+        drop_pages(part)
+
+
+def _write_apart(buffer: Buffer, source: NDArray[np.uint8], kind: GGMLQuantizationType) -> None:
+    """All payloads, then all scales. Whole fields are copied at once: a structured view moves payloads of 20 to 208
+    bytes, not single bytes."""
+    payload, scale = _REPACKED[kind]
+    size, length = GGML_QUANT_SIZES[kind][1], payload.stop - payload.start
+    blocks = source.size // size
+    each = max(2, buffer.piece // size // 2 * 2)  # even, so that scales of 2 bytes begin on whole words
+    fields: Any = np.dtype(
+        {
+            "names": ["payload", "scale"],
+            "formats": [f"V{length}", "V2"],
+            "offsets": [payload.start, scale.start],
+            "itemsize": size,
+        }
+    )
+    for first in range(0, blocks, each):
+        count = min(each, blocks - first)
+        part = source[first * size : (first + count) * size]
+        with buffer.window(first * length, count * length) as target:
+            target.view(f"V{length}")[:] = part.view(fields)["payload"]
+        with buffer.window(blocks * length + 2 * first, 2 * count) as target:
+            target.view("V2")[:] = part.view(fields)["scale"]
+        drop_pages(part)
 
 
 def upload(device: Device, info: TensorInfo) -> Weight:
-    """Put one tensor on the device; its pages of the memory map are dropped afterwards.
+    """Put one tensor on the device; the pages of its memory map are dropped as they are read.
 
     Raises:
         DeviceError: one matrix row or expert exceeds a storage buffer binding.
     """
-    return stack_upload(device, info.name, info.type, info.shape, info.data, lambda: drop_pages(info))
+    return stack_upload(device, info.name, info.type, info.shape, info.data)
 
 
 def stack_upload(
-    device: Device,
-    name: str,
-    kind: GGMLQuantizationType,
-    shape: tuple[int, ...],
-    data: NDArray[np.uint8],
-    done: Callable[[], None] = lambda: None,
+    device: Device, name: str, kind: GGMLQuantizationType, shape: tuple[int, ...], data: NDArray[np.uint8]
 ) -> Weight:
-    """Put ``data`` (the bytes of a tensor of ``shape``, [matrices,] rows, columns) on the device."""
+    """Put ``data`` (the bytes of a tensor of ``shape``, [matrices,] rows, columns) on the device.
+
+    What was already allocated is freed when a later part fails.
+    """
     matrices = shape[0] if len(shape) == 3 else 1
     rows, columns = shape[-2:]
     block, size = GGML_QUANT_SIZES[kind]
     source_row, device_row = columns // block * size, row_bytes(kind, columns)
-    limit = device.info.max_storage_buffer_range
     stacked = matrices > 1
     rows_each = rows if stacked else 1
-    shards = []
-    for first, end in _split(matrices if stacked else rows, rows_each * device_row, limit, name, device):
-        n_rows = (end - first) * rows_each
-        part = data[first * rows_each * source_row : end * rows_each * source_row]
-        label = f"{name}[{first}:{end}]"
-        if kind not in _REPACKED and source_row == device_row and source_row % 4 == 0:
-            shards.append(Shard(Buffer(device, part.size, label, initial=part.view(np.uint32)), first, end, 0))
-            continue
-        payload = _REPACKED[kind][0] if kind in _REPACKED else slice(0, 0)
-        scale_base = n_rows * (columns // block) * (payload.stop - payload.start) // 4
-        buffer = Buffer(device, n_rows * device_row, label)
-        buffer.fill(partial(_pack_into, source=part, kind=kind, columns=columns))
-        shards.append(Shard(buffer, first, end, scale_base))
-    done()
+    shards: list[Shard] = []
+    try:
+        for first, end in _split(
+            matrices if stacked else rows, rows_each * device_row, buffer_limit(device), name, device
+        ):
+            n_rows = (end - first) * rows_each
+            part = data[first * rows_each * source_row : end * rows_each * source_row]
+            payload = _REPACKED[kind][0] if kind in _REPACKED else slice(0, 0)
+            scale_base = n_rows * (columns // block) * (payload.stop - payload.start) // 4
+            buffer = Buffer(device, n_rows * device_row, f"{name}[{first}:{end}]", use=Use.WEIGHTS, zeroed=False)
+            shards.append(Shard(buffer, first, end, scale_base))
+            _write(buffer, part, kind, columns)
+    except BaseException:
+        _free(shards)
+        raise
     return Weight(name, kind, matrices, rows, columns, tuple(shards), stacked)
+
+
+def _free(shards: list[Shard]) -> None:
+    for shard in shards:
+        shard.buffer.free()
 
 
 def allocate_f16(device: Device, name: str, matrices: int, rows: int, columns: int, widest: int = 0) -> Weight:
@@ -171,14 +196,19 @@ def allocate_f16(device: Device, name: str, matrices: int, rows: int, columns: i
     ``columns`` must be a multiple of 32 and is stored without padding. ``widest`` is the elements of the largest matrix
     of the stacks that must be split alike (0: this one alone).
     """
-    limit, elements = device.info.max_storage_buffer_range, rows * columns
-    shards = []
-    for first, end in _split(matrices, max(widest, elements) * 2, limit, name, device):
-        shards.append(Shard(Buffer(device, (end - first) * elements * 2, f"{name}[{first}:{end}]"), first, end, 0))
+    elements = rows * columns
+    shards: list[Shard] = []
+    try:
+        for first, end in _split(matrices, max(widest, elements) * 2, buffer_limit(device), name, device):
+            nbytes = (end - first) * elements * 2
+            shards.append(Shard(Buffer(device, nbytes, f"{name}[{first}:{end}]", use=Use.CACHE), first, end, 0))
+    except BaseException:
+        _free(shards)
+        raise
     return Weight(name, Q.F16, matrices, rows, columns, tuple(shards), stacked=True)
 
 
 def upload_vector(device: Device, name: str, values: NDArray[np.float32]) -> Buffer:
     """A norm, bias or table in f32."""
     flat = np.ascontiguousarray(values, np.float32).reshape(-1)
-    return Buffer(device, flat.nbytes, name, initial=flat.view(np.uint32))
+    return Buffer(device, flat.nbytes, name, use=Use.WEIGHTS, initial=flat.view(np.uint32))

@@ -1,28 +1,29 @@
 """Device memory: one allocation a buffer, uploaded from arrays or memory maps, downloaded to arrays.
 
-On unified memory a buffer is host-visible and the upload is the only copy. On a discrete device Kompute
-keeps a staging copy beside the device-local one; transfers then go through it.
+``vkbackend/memory.py`` decides where a buffer lives. A mapped one is written and read in place; any other through the
+device's staging buffer, in bounded pieces.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from vkbackend.device import Device
 from vkbackend.errors import DeviceError
+from vkbackend.memory import Use, buffer_limit, memory_of
 
-# Kompute counts a tensor's bytes in 32 bits and wraps silently, so nothing larger is asked of it.
-_KOMPUTE_LIMIT = 2**32 - 4
+PIECE_BYTES = 16 * 2**20  # of a transfer: at most half a staging buffer, and what a memory map keeps resident at once
 
 
 class Buffer:
-    """``nbytes`` of memory on a device, a multiple of 4; ``name`` appears in errors and reports.
+    """``nbytes`` of memory on a device, a multiple of 4 and zeroed; ``name`` appears in errors and reports.
 
-    ``host`` asks for memory that the host reads and writes without a transfer (parameters, results); on unified
-    memory every buffer is of that kind.
+    ``use`` decides where it lives; ``host`` is short for results, which the host reads without a transfer.
+    ``zeroed=False`` spares a device the zeroing of what the caller will write whole.
 
     Raises:
         DeviceError: the size exceeds what one storage buffer binding may cover on the device.
@@ -34,12 +35,14 @@ class Buffer:
         nbytes: int,
         name: str,
         *,
+        use: Use = Use.SCRATCH,
         host: bool = False,
         initial: NDArray[np.uint32] | None = None,
+        zeroed: bool = True,
     ) -> None:
         import kp
 
-        limit = min(device.info.max_storage_buffer_range, _KOMPUTE_LIMIT)
+        limit = buffer_limit(device)
         size = max(4, -(-nbytes // 4) * 4)
         if size > limit:
             raise DeviceError(
@@ -49,49 +52,78 @@ class Buffer:
         self.device = device
         self.name = name
         self.nbytes = size
-        self.mapped = host or device.info.unified
-        data = np.zeros(size // 4, np.uint32) if initial is None else initial
-        kind = kp.TensorTypes.host if self.mapped else kp.TensorTypes.device
-        self.tensor = device.manager.tensor_t(data, kind)
+        memory = memory_of(device)
+        self.mapped = memory.mapped(Use.RESULTS if host else use)
+        self._live = True
+        # Kompute copies a host tensor's template and takes a storage tensor's size from it. np.zeros of a large size
+        # is untouched address space, so no template is ever resident.
+        template = initial if self.mapped and initial is not None else np.zeros(size // 4, np.uint32)
+        kind = kp.TensorTypes.host if self.mapped else kp.TensorTypes.storage
+        self.tensor = device.manager.tensor_t(template, kind)
         device.live_bytes += size
-        if initial is not None or not self.mapped:
-            self._push()
+        if self.mapped:
+            return
+        try:
+            if initial is not None:
+                self.upload(initial)
+            elif zeroed:
+                memory.staging.zero(self)
+        except BaseException:
+            self.free()
+            raise
 
     def words(self) -> NDArray[np.uint32]:
-        """The host's view of the memory (the staging copy on a discrete device), as u32 words."""
+        """The host's view of a mapped buffer's memory, as u32 words. ValueError for one that is not mapped."""
+        if not self.mapped:
+            raise ValueError(f"buffer {self.name} is not mapped; expected a mapped one: use window or download")
         view: NDArray[np.uint32] = self.tensor.data()
         return view
 
-    def view(self, dtype: DTypeLike) -> NDArray[np.generic]:
-        """The host's view of the memory as ``dtype``."""
-        return self.words().view(dtype)
+    @contextmanager
+    def window(self, offset: int, nbytes: int) -> Iterator[NDArray[np.uint8]]:
+        """At most ``piece`` bytes from ``offset`` (bytes), which the caller writes whole before the block ends.
 
-    def _push(self) -> None:
-        import kp
-
-        if not self.mapped:
-            self.device.manager.sequence().record(kp.OpTensorSyncDevice([self.tensor])).eval()
+        Raises:
+            ValueError: the range leaves the buffer or is longer than ``piece``.
+        """
+        if not 0 <= offset <= offset + nbytes <= self.nbytes or nbytes > self.piece:
+            raise ValueError(
+                f"bytes {offset} to {offset + nbytes} of buffer {self.name}; expected at most {self.piece} of its "
+                f"{self.nbytes}"
+            )
+        if self.mapped:
+            yield self.words().view(np.uint8)[offset : offset + nbytes]
+            return
+        with memory_of(self.device).staging.window(self, offset, nbytes) as view:
+            yield view
 
     def upload(self, array: NDArray[np.generic], offset: int = 0) -> None:
-        """Copy ``array``'s bytes to ``offset`` (bytes)."""
+        """Copy ``array``'s bytes to ``offset`` (bytes). ValueError when they leave the buffer."""
         flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-        self.words().view(np.uint8)[offset : offset + flat.size] = flat
-        self._push()
+        for start in range(0, flat.size, self.piece):
+            part = flat[start : start + self.piece]
+            with self.window(offset + start, part.size) as target:
+                target[:] = part
 
-    def fill(self, write: Callable[[NDArray[np.uint32]], None]) -> None:
-        """Let ``write`` put the contents straight into the host's view of the memory, then transfer it if need be."""
-        write(self.words())
-        self._push()
+    @property
+    def piece(self) -> int:
+        """Bytes that one window may have: PIECE_BYTES, or less where a small staging buffer must hold it."""
+        return PIECE_BYTES if self.mapped else min(PIECE_BYTES, memory_of(self.device).staging.nbytes // 2)
 
     def download(self, dtype: DTypeLike, count: int | None = None) -> NDArray[np.generic]:
         """A copy of the first ``count`` elements as ``dtype``."""
-        import kp
-
-        if not self.mapped:
-            self.device.manager.sequence().record(kp.OpTensorSyncLocal([self.tensor])).eval()
-        return self.view(dtype)[:count].copy()
+        item = np.dtype(dtype).itemsize
+        size = self.nbytes // item if count is None else min(count, self.nbytes // item)
+        out = np.empty(size, dtype)
+        if self.mapped:
+            out[:] = self.words().view(dtype)[:size]
+        else:
+            memory_of(self.device).staging.read(self, out.view(np.uint8))
+        return out
 
     def free(self) -> None:
-        """Give the memory back now; the buffer must not be used afterwards."""
-        self.tensor.destroy()
-        self.device.live_bytes -= self.nbytes
+        """Give the memory back now, once; the buffer must not be used afterwards."""
+        if self._live:
+            self._live = False
+            self.tensor.destroy()
+            self.device.live_bytes -= self.nbytes

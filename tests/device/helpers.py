@@ -67,6 +67,15 @@ def limited(device: Device, max_storage_buffer_range: int) -> Device:
     return other
 
 
+def discrete(device: Device) -> Device:
+    """The same open device under the memory policy of one with memory of its own; close its ``memory`` after use."""
+    other = copy.copy(device)
+    apart = replace(device.info.heaps[0], device_local=False)  # where every heap is device-local, memory is unified
+    other.info = replace(device.info, kind="discrete", heaps=(*device.info.heaps, apart))
+    other.__dict__.pop("memory", None)  # it belongs to the policy, not to the copy
+    return other
+
+
 def random_tensor(
     rng: np.random.Generator, kind: Q, shape: tuple[int, ...], scale: float = 1.0
 ) -> tuple[np.ndarray, np.ndarray]:

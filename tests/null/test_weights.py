@@ -1,5 +1,7 @@
 """How weights are laid out for the device, against plain loops over the file's blocks; and the rope tables."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -12,11 +14,36 @@ from gguf import GGMLQuantizationType as Q
 from model.config import PRESETS
 from model.scratch import rope_tables
 from model.tensors import SUPPORTED_TYPES
-from model.weights import _pack_into, _split, device_bytes, row_bytes
+from model.weights import _split, _write, device_bytes, row_bytes
 from vkbackend.errors import DeviceError
 
 GLM = PRESETS["glm-4.7-flash"]
 DEVICE: Any = SimpleNamespace(info=SimpleNamespace(name="Imaginary iGPU"))
+
+
+class Words:
+    """What ``_write`` needs of a buffer: memory full of other bytes, reached through windows of at most ``piece``."""
+
+    def __init__(self, nbytes: int, piece: int) -> None:
+        self.bytes = np.full(-(-nbytes // 4) * 4, 0xEE, np.uint8)
+        self.piece = piece
+
+    @contextmanager
+    def window(self, offset: int, nbytes: int) -> Iterator[np.ndarray]:
+        assert nbytes <= self.piece
+        yield self.bytes[offset : offset + nbytes]
+
+    def upload(self, array: np.ndarray, offset: int) -> None:
+        with self.window(offset, array.size) as target:
+            target[:] = array
+
+
+def written(nbytes: int, piece: int, source: np.ndarray, kind: Q, columns: int) -> bytes:
+    """The buffer's bytes after ``_write``."""
+    buffer: Any = Words(nbytes, piece)
+    _write(buffer, source, kind, columns)
+    return bytes(buffer.bytes)
+
 
 # Where a block's f16 scale stands (ggml-common.h); the rest of the block is its payload.
 SCALE_AT = {Q.Q8_0: 0, Q.Q5_0: 0, Q.Q6_K: 208}
@@ -24,7 +51,8 @@ SCALE_AT = {Q.Q8_0: 0, Q.Q5_0: 0, Q.Q6_K: 208}
 
 @pytest.mark.parametrize("kind", SCALE_AT, ids=lambda kind: kind.name)
 @pytest.mark.parametrize("blocks", [1, 2, 7, 64])
-def test_repacked_formats_are_all_payloads_then_all_scales(kind: Q, blocks: int) -> None:
+@pytest.mark.parametrize("piece", [500, 2**24])
+def test_repacked_formats_are_all_payloads_then_all_scales(kind: Q, blocks: int, piece: int) -> None:
     size = GGML_QUANT_SIZES[kind][1]
     source = np.random.default_rng(blocks).integers(0, 256, blocks * size, np.uint8)
     payloads, scales = bytearray(), bytearray()
@@ -34,23 +62,22 @@ def test_repacked_formats_are_all_payloads_then_all_scales(kind: Q, blocks: int)
         payloads += block[:at] + block[at + 2 :]
         scales += block[at : at + 2]
     expected = bytes(payloads + scales)
-    words = np.full(-(-len(expected) // 4), 0xEEEEEEEE, np.uint32)
-    _pack_into(words, source, kind, blocks * GGML_QUANT_SIZES[kind][0])
-    assert words.tobytes()[: len(expected)] == expected
-    assert words.tobytes()[len(expected) :] == b"\xee" * (-len(expected) % 4)  # nothing past the last scale
+    found = written(len(expected), piece, source, kind, blocks * GGML_QUANT_SIZES[kind][0])
+    assert found[: len(expected)] == expected
+    assert found[len(expected) :] == b"\xee" * (-len(expected) % 4)  # nothing past the last scale
 
 
 @pytest.mark.parametrize(("kind", "size"), [(Q.F32, 4), (Q.F16, 2)], ids=["F32", "F16"])
 @pytest.mark.parametrize("columns", [1, 24, 31, 32, 33, 100])
-def test_plain_rows_are_padded_with_zeros(kind: Q, size: int, columns: int) -> None:
+@pytest.mark.parametrize("piece", [512, 2**24])
+def test_plain_rows_are_padded_with_zeros(kind: Q, size: int, columns: int, piece: int) -> None:
     rows = 3
     source = np.random.default_rng(columns).integers(1, 256, rows * columns * size, np.uint8)
     padded = -(-columns // 32) * 32 * size
     assert row_bytes(kind, columns) == padded
-    words = np.zeros(rows * padded // 4, np.uint32)  # a new buffer holds zeros
-    _pack_into(words, source, kind, columns)
+    found = written(rows * padded, piece, source, kind, columns)
     for row in range(rows):
-        line = words.tobytes()[row * padded : (row + 1) * padded]
+        line = found[row * padded : (row + 1) * padded]
         assert line[: columns * size] == source[row * columns * size : (row + 1) * columns * size].tobytes()
         assert not any(line[columns * size :])
 
