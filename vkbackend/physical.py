@@ -26,7 +26,7 @@ _HOST_COHERENT = 0x2 | 0x4  # VkMemoryPropertyFlagBits, host-visible and -cohere
 _INTEL = 0x8086
 _API_VERSION = 1 << 22 | 3 << 12  # Vulkan 1.3: a device of any version may be read under it
 # Feature: the structure that has it, the version that made it core (None: never), the extension before that.
-_FEATURES = {
+_FEATURES: dict[str, tuple[str, tuple[int, int] | None, str | None]] = {
     "storageBuffer16BitAccess": ("16BitStorageFeatures", (1, 1), "VK_KHR_16bit_storage"),
     "storageBuffer8BitAccess": ("8BitStorageFeatures", (1, 2), "VK_KHR_8bit_storage"),
     "shaderFloat16": ("ShaderFloat16Int8Features", (1, 2), "VK_KHR_shader_float16_int8"),
@@ -49,7 +49,7 @@ _FEATURES = {
 _MEMORY_BUDGET = "VK_EXT_memory_budget"  # an extension that has no feature, listed as one
 FEATURES = (*_FEATURES, "memoryBudget")
 # The same for properties.
-_PROPERTIES = {
+_PROPERTIES: dict[str, tuple[tuple[int, int] | None, str | None]] = {
     "SubgroupProperties": ((1, 1), None),
     "Maintenance3Properties": ((1, 1), "VK_KHR_maintenance3"),
     "DriverProperties": ((1, 2), "VK_KHR_driver_properties"),
@@ -128,11 +128,11 @@ class DeviceInfo:
     def unified(self) -> bool:
         """Whether host and device share one memory, so that weights need no second copy.
 
-        So it is on integrated and CPU devices, and where every heap is device-local: no memory is apart from it.
+        So it is on integrated and CPU devices, and where every heap is the device's own and the host's as well.
         """
         if self.kind in ("integrated", "cpu"):
             return True
-        return bool(self.heaps) and self.host_heap is not None and all(h.device_local for h in self.heaps)
+        return bool(self.heaps) and all(h.device_local and h.host_visible for h in self.heaps)
 
     @property
     def cooperative_matrix(self) -> bool:
@@ -206,7 +206,7 @@ class _Physical:
 
     def read_features(self) -> tuple[str, ...]:
         """The names of the features that the device supports."""
-        offered = {name: chain for name, (chain, *where) in _FEATURES.items() if self.offers(*where)}
+        offered = {name: chain for name, (chain, core, ext) in _FEATURES.items() if self.offers(core, ext)}
         made = self._filled("Features2", offered.values(), self.lib.vkGetPhysicalDeviceFeatures2)
         made["Features2"] = made["Features2"].features
         found = [name for name, chain in offered.items() if getattr(made[chain], name)]
