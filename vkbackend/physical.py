@@ -141,10 +141,12 @@ class DeviceInfo:
 
     @property
     def memory(self) -> int:
-        """Bytes that buffers can use: the host-visible heap on unified memory, the device-local ones elsewhere."""
-        if self.unified:
-            return 0 if self.host_heap is None else self.heaps[self.host_heap].size
-        return sum(h.size for h in self.heaps if h.device_local)
+        """Bytes that buffers can use: of the heaps that the host can map on unified memory, else of the device's own.
+
+        Unified memory is one however many heaps show it: on AMD's integrated GPUs RADV reports two thirds of it as
+        device-local and one third as not, and lets an allocation from either grow past its heap.
+        """
+        return sum(h.size for h in self.heaps if (h.host_visible if self.unified else h.device_local))
 
     def as_dict(self) -> dict[str, Any]:
         """The fields as plain JSON values, with ``unified``, ``cooperative_matrix`` and ``memory`` among them."""

@@ -30,8 +30,8 @@ def test_device_is_chosen_by_kind_number_or_name() -> None:
         )
 
 
-def test_memory_is_the_heap_of_host_visible_buffers_where_host_and_device_share_it() -> None:
-    assert INFO.unified and INFO.memory == 2**31
+def test_memory_is_every_heap_that_the_host_maps_where_host_and_device_share_it() -> None:
+    assert INFO.unified and INFO.memory == 3 * 2**30
     card = replace(INFO, kind="discrete")
     assert not card.unified and card.memory == 2**30
     assert card.as_dict()["memory"] == 2**30 and card.as_dict()["unified"] is False
@@ -44,7 +44,7 @@ def test_without_a_wish_an_unusable_device_is_passed_over(
     bare = replace(INFO, index=1, name="Bare GPU", kind="discrete", subgroup_operations=0x7FF & ~0x80)
     cpu = replace(INFO, index=2, name="llvmpipe", kind="cpu")
     monkeypatch.setattr(vkbackend.device, "list_devices", lambda: [odd, bare, cpu])
-    monkeypatch.setattr(vkbackend.device, "Device", lambda info: SimpleNamespace(info=info))
+    monkeypatch.setattr(vkbackend.device, "Device", lambda info, *_: SimpleNamespace(info=info))
     monkeypatch.setattr(vkbackend.health, "require_full_subgroups", lambda device: None)
     monkeypatch.delenv("LATENTVK_DEVICE", raising=False)
     lacks = (
