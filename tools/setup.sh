@@ -2,17 +2,20 @@
 # Installs what latentvk needs and is not there yet: system packages (apt), a Vulkan driver, uv in .tools/uv, and the
 # Python environment in .venv. A second run finds everything in place and ends within a second.
 #
-# tools/setup.sh --system            only the system packages and the driver: for root, where users have no sudo
+# tools/setup.sh --tests             also Vulkan's validation layers, which the device tests run under
+# tools/setup.sh --system            only the system packages (the tests' too) and the driver: for root, where users have
+#                                    no sudo
 # LATENTVK_PYTHON=/path/to/python3   the interpreter to use, 3.11 or newer, with its C headers
 set -euo pipefail
 cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
 
 readonly UV_VERSION=0.13.8
-readonly SYSTEM_ONLY=${1:-}
+readonly SCOPE=${1:-}
 # Root must leave no file in a user's checkout that the user cannot write.
-if [ "$SYSTEM_ONLY" = --system ]; then LOG=/var/log/latentvk-setup.log; else LOG=.tools/setup.log; fi
+if [ "$SCOPE" = --system ]; then LOG=/var/log/latentvk-setup.log; else LOG=.tools/setup.log; fi
 readonly LOG
 readonly STAMP=.venv/latentvk-setup
+readonly COMPANION=vkbackend/companion/liblatentvk_companion.so # see hatch_build.py
 readonly OS_RELEASE=${LATENTVK_OS_RELEASE:-/etc/os-release} # another file only in tests
 
 say() { printf 'setup: %s\n' "$*" >&2; }
@@ -51,20 +54,25 @@ python_has_headers() {
 
 has_header() { printf '#include <%s>\n' "$1" | g++ -E -x c++ - >/dev/null 2>&1; }
 
+has_validation() { "$1" tools/vulkan_probe.py --layer VK_LAYER_KHRONOS_validation >/dev/null 2>&1; }
+
 # Debian's names of what is missing. Looks for the thing itself, not for the package: it may have come another way.
 missing_packages() {
     local python=$1
     have g++ || echo g++
+    have cc || [ -n "${CC:-}" ] || echo gcc
     have make || echo make
     have glslangValidator || echo glslang-tools
     has_header vulkan/vulkan.h || echo libvulkan-dev
     has_header fmt/core.h || echo libfmt-dev
     if [ -z "$python" ]; then
         echo python3 python3-dev python3-venv
+        [ -z "$SCOPE" ] || echo vulkan-validationlayers
         return
     fi
     python_has_headers "$python" || echo python3-dev
     "$python" -c 'import ensurepip, venv' 2>/dev/null || echo python3-venv
+    [ -z "$SCOPE" ] || has_validation "$python" || echo vulkan-validationlayers
 }
 
 as_root() {
@@ -185,14 +193,14 @@ install_uv() {
         .tools/uv/bin/python -m pip install --quiet --disable-pip-version-check --retries 2 "uv==$UV_VERSION"
 }
 
-# --inexact leaves what the user added (the train extra) where it is.
+# --inexact leaves what the user added (the train extra) where it is. Reinstalling latentvk compiles the companion layer.
 sync_environment() {
     say "installing Python packages in .venv (the first time Kompute is compiled: two minutes or so)"
     fetch_or_die \
         "Python packages could not be fetched; check the network (and HTTPS_PROXY, or SSL_CERT_FILE behind a proxy with its own certificate), then run make again" \
         "the Python environment could not be built; uv's message is above, all of it in $LOG; for kp look at the compiler's words first" \
         env -u VIRTUAL_ENV UV_PROJECT_ENVIRONMENT=.venv .tools/uv/bin/uv sync --inexact --no-progress --no-python-downloads \
-        --python "$PYTHON"
+        --reinstall-package latentvk --python "$PYTHON"
     .venv/bin/python -c 'import kp' 2>>"$LOG" ||
         die "Kompute is installed but does not load; see $LOG, then delete .venv and run make again"
 }
@@ -202,18 +210,19 @@ sync_environment() {
 # What the environment was built from and where: a changed list of packages or a moved checkout is set up again.
 fingerprint() {
     pwd
-    cat pyproject.toml tools/setup.sh tools/vulkan_probe.py | sha256sum
+    cat pyproject.toml hatch_build.py vkbackend/companion/*.[ch] tools/setup.sh tools/vulkan_probe.py | sha256sum
 }
 
 everything_is_there() {
-    [ -f "$STAMP" ] && [ "$(cat "$STAMP")" = "$(fingerprint)" ] && [ -x .venv/bin/latentvk ] && have glslangValidator &&
-        .venv/bin/python -c 'import kp' 2>/dev/null && .venv/bin/python tools/vulkan_probe.py >/dev/null 2>&1
+    [ -f "$STAMP" ] && [ "$(cat "$STAMP")" = "$(fingerprint)" ] && [ -x .venv/bin/latentvk ] && [ -f "$COMPANION" ] &&
+        have glslangValidator && .venv/bin/python -c 'import kp' 2>/dev/null &&
+        .venv/bin/python tools/vulkan_probe.py >/dev/null 2>&1 && { [ -z "$SCOPE" ] || has_validation .venv/bin/python; }
 }
 
-case $SYSTEM_ONLY in
-"") if everything_is_there; then exit 0; fi ;;
+case $SCOPE in
+"" | --tests) if everything_is_there; then exit 0; fi ;;
 --system) [ "$(id -u)" = 0 ] || die "--system is for root; without root run make, which asks sudo" ;;
-*) die "unknown argument $SYSTEM_ONLY; the only one is --system" ;;
+*) die "unknown argument $SCOPE; expected --tests, --system or none" ;;
 esac
 if ! { mkdir -p "$(dirname "$LOG")" && : >"$LOG"; } 2>/dev/null; then
     die "cannot write $LOG in $PWD; make the checkout yours (chown), then run make again"
@@ -221,7 +230,7 @@ fi
 PYTHON=$(find_python)
 install_system_packages
 install_vulkan_driver
-if [ -n "$SYSTEM_ONLY" ]; then exit 0; fi
+if [ "$SCOPE" = --system ]; then exit 0; fi
 install_uv
 # A moved checkout leaves scripts that name the old place.
 if [ -f "$STAMP" ] && [ "$(head -n 1 "$STAMP")" != "$PWD" ]; then rm -rf .venv; fi

@@ -2,6 +2,7 @@
 
 Runs on the system's Python with nothing but ctypes, so that ``setup.sh`` can decide whether a driver is missing or
 too old. Prints one line per device. Exit code 0: at least one is usable; 3: none is; 4: there is no Vulkan loader.
+`--layer NAME` asks for a layer in place of devices: 0 when the loader offers it, 3 when not.
 
 Structures and numbers: Vulkan 1.3 specification, "Devices and Queues" and "Limits"; offsets are the 64-bit ABI's.
 """
@@ -57,6 +58,16 @@ def describe(vulkan: ctypes.CDLL, device: int | None) -> tuple[str, bool]:
     return f"{name} ({KINDS.get(kind, 'other')}, {info or text(driver.raw[20:276])}): {verdict}", not why
 
 
+def has_layer(vulkan: ctypes.CDLL, name: str) -> bool:
+    """Whether the loader offers the layer ``name``."""
+    count = ctypes.c_uint32()
+    vulkan.vkEnumerateInstanceLayerProperties(ctypes.byref(count), None)
+    # VkLayerProperties: layerName[256], specVersion, implementationVersion, description[256]
+    layers = ctypes.create_string_buffer(520 * count.value + 1)
+    vulkan.vkEnumerateInstanceLayerProperties(ctypes.byref(count), layers)
+    return any(text(layers.raw[520 * i : 520 * i + 256]) == name for i in range(count.value))
+
+
 def main() -> int:
     """Print what the loader offers; the exit code is described at the top of this file."""
     try:
@@ -64,6 +75,10 @@ def main() -> int:
     except OSError:
         print("no Vulkan loader (libvulkan.so.1)")
         return 4
+    if sys.argv[1:2] == ["--layer"]:
+        found_layer = has_layer(vulkan, sys.argv[2])
+        print(f"{sys.argv[2]}: {'there' if found_layer else 'missing'}")
+        return 0 if found_layer else 3
     application = ctypes.create_string_buffer(struct.pack("@iPPIPII", APPLICATION_INFO, 0, 0, 0, 0, 0, API_1_1))
     create = ctypes.create_string_buffer(
         struct.pack("@iPIPIPIP", INSTANCE_CREATE_INFO, 0, 0, ctypes.addressof(application), 0, 0, 0, 0)

@@ -17,3 +17,11 @@ class DeviceError(LatentvkError):
     """The device cannot: absent, too small, lacking a capability, or lost."""
 
     exit_code = 3
+
+
+class OutOfMemoryError(DeviceError):
+    """An allocation failed; what it was part of has been freed again."""
+
+
+class DeviceLostError(DeviceError):
+    """The device was lost or hangs; only another ``Device`` can go on."""

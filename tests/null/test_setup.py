@@ -26,14 +26,16 @@ REAL_TOOLS = (
     "sha256sum",
     "tail",
     "tee",
+    "touch",
 )
 USABLE = "llvmpipe (cpu, Mesa 25.0.7): usable"
 APT_INSTALL = "apt-get -o DPkg::Lock::Timeout=120 install -y --no-remove --no-install-recommends"
-ALL_PACKAGES = "g++ make glslang-tools libvulkan-dev libfmt-dev"
+ALL_PACKAGES = "g++ gcc make glslang-tools libvulkan-dev libfmt-dev"
 
 # The interpreter: the probe answers what $FAKE/device says, and an environment is two stubs.
 PYTHON = """
 case "$*" in
+*--layer*) [ -e "$FAKE/validation" ] || exit 3 ;;
 *vulkan_probe.py) cat "$FAKE/device"; grep -q ': usable' "$FAKE/device" || exit 3 ;;
 *"-m venv"*) mkdir -p .tools/uv/bin; cp "$FAKE/pip" .tools/uv/bin/python; cp "$FAKE/uv" .tools/uv/bin/uv ;;
 esac
@@ -44,7 +46,8 @@ echo "apt-get $*" >>"$FAKE/calls"
 case "$*" in
 *indextargets*) cat "$FAKE/targets" ;;
 *install*) cat "$FAKE/apt.says"; [ ! -s "$FAKE/apt.says" ] || exit 100
-  case "$*" in *mesa-vulkan-drivers*) cp "$FAKE/device.after" "$FAKE/device" ;; esac ;;
+  case "$*" in *mesa-vulkan-drivers*) cp "$FAKE/device.after" "$FAKE/device" ;; esac
+  case "$*" in *vulkan-validationlayers*) touch "$FAKE/validation" ;; esac ;;
 esac
 """
 SUDO = """
@@ -55,6 +58,7 @@ PIP = 'echo "pip $*" >>"$FAKE/calls"; cat "$FAKE/pip.says" >&2; [ ! -s "$FAKE/pi
 UV = """
 if [ "$1" = --version ]; then echo "uv $(cat "$FAKE/uv.version")"; exit; fi
 echo "uv $*" >>"$FAKE/calls"; cat "$FAKE/uv.says" >&2; [ ! -s "$FAKE/uv.says" ] || exit 1
+touch vkbackend/companion/liblatentvk_companion.so
 mkdir -p .venv/bin; cp "$FAKE/bin/python3" .venv/bin/python; cp "$FAKE/bin/python3" .venv/bin/latentvk
 """
 DEBIAN_12 = 'ID=debian\nVERSION_ID="12"\nVERSION_CODENAME=bookworm\n'
@@ -70,13 +74,17 @@ class Machine:
         self.checkout = folder / "a checkout"
         self.bin.mkdir(parents=True)
         (self.checkout / "tools").mkdir(parents=True)
-        for name in ("tools/setup.sh", "tools/vulkan_probe.py", "pyproject.toml"):
+        self.companion = self.checkout / "vkbackend" / "companion"
+        self.companion.mkdir(parents=True)
+        for name in ("layer.c", "layer.h"):
+            (self.companion / name).touch()
+        for name in ("tools/setup.sh", "tools/vulkan_probe.py", "pyproject.toml", "hatch_build.py"):
             shutil.copy(ROOT / name, self.checkout / name)
         for name in REAL_TOOLS:
             (self.bin / name).symlink_to(str(shutil.which(name)))
         for name, body in {"python3": PYTHON, "apt-get": APT, "sudo": SUDO}.items():
             self.stub(self.bin / name, body)
-        for name in ("g++", "make", "glslangValidator"):
+        for name in ("g++", "cc", "make", "glslangValidator"):
             self.stub(self.bin / name, "cat >/dev/null")
         self.stub(self.fake / "pip", PIP)
         self.stub(self.fake / "uv", UV)
@@ -144,13 +152,34 @@ def test_a_complete_machine_gets_only_the_environment_and_the_second_run_does_no
     assert machine.calls == []
 
 
-def test_a_changed_package_list_is_installed_again(machine: Machine) -> None:
+@pytest.mark.parametrize("name", ["pyproject.toml", "hatch_build.py", "vkbackend/companion/layer.h"])
+def test_what_the_environment_is_built_from_has_changed(machine: Machine, name: str) -> None:
     machine.run()
     machine.put("calls", "")
-    with (machine.checkout / "pyproject.toml").open("a") as file:
+    with (machine.checkout / name).open("a") as file:
         file.write("\n")
     assert machine.run() == (0, "setup: done")
     assert [call.split()[0] for call in machine.calls] == ["uv"]
+
+
+def test_a_lost_companion_library_is_compiled_again(machine: Machine) -> None:
+    machine.run()
+    machine.put("calls", "")
+    (machine.companion / "liblatentvk_companion.so").unlink()
+    assert machine.run() == (0, "setup: done")
+    assert [call.split()[0] for call in machine.calls] == ["uv"]
+    assert "--reinstall-package latentvk" in machine.calls[0]
+
+
+@pytest.mark.parametrize("argument", ["--tests", "--system"])
+def test_the_validation_layers_are_installed_for_the_tests(machine: Machine, argument: str) -> None:
+    assert machine.run()[0] == 0
+    machine.put("calls", "")
+    assert machine.run(argument)[0] == 0
+    assert machine.calls[:2] == ["apt-get update", f"{APT_INSTALL} vulkan-validationlayers"]
+    machine.put("calls", "")
+    assert machine.run(argument) == (0, "")
+    assert machine.calls == []
 
 
 def test_a_moved_checkout_is_built_anew(machine: Machine) -> None:
@@ -208,7 +237,7 @@ def test_ubuntu_takes_its_own_driver(machine: Machine) -> None:
 
 
 def no_apt(machine: Machine) -> None:
-    machine.lacks("apt-get", "g++", "make", "glslangValidator")
+    machine.lacks("apt-get", "g++", "cc", "make", "glslangValidator")
 
 
 def no_sudo(machine: Machine) -> None:
@@ -344,7 +373,7 @@ def test_a_python_that_is_too_old_is_refused(machine: Machine) -> None:
 @pytest.mark.parametrize(
     ("uid", "argument", "message"),
     [
-        (0, "--sytem", "unknown argument --sytem; the only one is --system"),
+        (0, "--sytem", "unknown argument --sytem; expected --tests, --system or none"),
         (1000, "--system", "--system is for root; without root run make, which asks sudo"),
     ],
 )
