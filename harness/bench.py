@@ -6,7 +6,7 @@ from time import perf_counter, perf_counter_ns
 from typing import TYPE_CHECKING, Any
 
 from harness import options
-from vkbackend.errors import InputError
+from vkbackend.errors import DeviceLostError, InputError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -49,12 +49,19 @@ def run(args: argparse.Namespace) -> int:
 
         return measure_startup(args, gguf.path)
     model = load_model(gguf, open_device(args.device))
-    rows = []
-    for row in measure(model, config, path, args):
-        rows.append(about(model, gguf, config, path) | row)
+    rows, lost = [], None
+    try:
+        for row in measure(model, config, path, args):
+            rows.append(about(model, gguf, config, path) | row)
+    except DeviceLostError as error:
+        lost = error
+    for row in rows:
+        row["incomplete"] = "" if lost is None else str(lost)
     options.emit_json(args, rows)
-    if not options.json_to_stdout(args):
+    if rows and not options.json_to_stdout(args):
         show(rows)
+    if lost is not None:
+        raise lost
     return 0
 
 

@@ -15,7 +15,7 @@ from harness.results import Row, Table
 from harness.roofline import Peaks, Weights, decode_bound, prompt_bound
 from model.config import ModelConfig
 from model.layout import Path, cache_bytes, get_path
-from vkbackend.errors import DeviceError, InputError
+from vkbackend.errors import DeviceError, DeviceLostError, InputError
 
 if TYPE_CHECKING:
     from harness.compare import Job
@@ -32,6 +32,7 @@ class Measured:
     device: dict[str, Any]
     model: dict[str, Any]
     peak_samples: dict[str, list[float]]
+    lost: DeviceLostError | None  # what ended the measuring early
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,10 @@ class Bench:
 
 
 def measure_model(job: "Job", args: argparse.Namespace) -> Measured:
-    """Run the job's model. Raises InputError or DeviceError for a file or device that cannot run it at all."""
+    """Run the job's model; a device lost between ends it early, with the rows that were finished.
+
+    Raises InputError or DeviceError for a file or device that cannot run it at all.
+    """
     from harness import metadata
     from harness.running import load_model, open_file, open_session, warn_beyond_training
     from vkbackend.device import open_device
@@ -62,18 +66,26 @@ def measure_model(job: "Job", args: argparse.Namespace) -> Measured:
     weights = Weights(model.weight_bytes, model.active_weight_bytes, "the file's own tensors")
     bench = Bench(config, weights, budget, Plan(args.decode, args.repeats))
     prompts = {c: make_prompt(model, config, c, args.seed, args.questions) for c in job.contexts}
-    measured = measure_rows(bench, job.paths, prompts, lambda path, n_ctx: open_session(model, path, n_ctx, args.chunk))
-    peaks, peak_samples = best_peaks(peaks_before, measure_peaks(device))
+    measured, lost = measure_rows(
+        bench, job.paths, prompts, lambda path, n_ctx: open_session(model, path, n_ctx, args.chunk)
+    )
+    peaks, peak_samples = best_peaks(peaks_before, None if lost else measure_peaks(device))
     rows = [with_bounds(bench, row, peaks) for row in measured]
     lines = tuple(line_of(config, path, [row for row in rows if row.path == path.name], peaks) for path in job.paths)
     table = Table("measured", config.name, device.info.name, weights, peaks, tuple(rows), lines)
-    return Measured(table, config, device.info.as_dict(), metadata.model_file(gguf.path), peak_samples)
+    return Measured(table, config, device.info.as_dict(), metadata.model_file(gguf.path), peak_samples, lost)
 
 
-def best_peaks(before: "DevicePeaks", after: "DevicePeaks") -> tuple[Peaks, dict[str, list[float]]]:
-    """The higher of two measurements, as a peak is what the device can do, not what it could while busy with others."""
+def best_peaks(before: "DevicePeaks", after: "DevicePeaks | None") -> tuple[Peaks, dict[str, list[float]]]:
+    """The higher of two measurements, as a peak is what the device can do, not what it could while busy with others.
+
+    ``after`` is None where the device was lost before it.
+    """
     samples = {f"{name} before": values for name, values in before.samples.items()}
-    samples |= {f"{name} after": values for name, values in after.samples.items()}
+    if after is None:
+        after = before
+    else:
+        samples |= {f"{name} after": values for name, values in after.samples.items()}
     bandwidth = max(before.bandwidth_bytes_per_s, after.bandwidth_bytes_per_s)
     flops = max(before.flops_per_s, after.flops_per_s)
     return Peaks(bandwidth, flops, "read and multiply-add kernels on this device"), samples
@@ -115,14 +127,25 @@ class _PlainTokenizer:
 
 def measure_rows(
     bench: Bench, paths: Sequence[Path], prompts: dict[int, Prompt], open_session: OpenSession
-) -> list[Row]:
-    """One row for each context and path, in that order."""
+) -> tuple[list[Row], DeviceLostError | None]:
+    """One row for each context and path, in that order, and how the device was lost, if it was.
+
+    Rows from the lost context on are not measured; those of the contexts before it are kept.
+    """
     total = sum(prompts) * len(paths) + len(prompts) * len(paths) * bench.plan.repeats * bench.plan.n_decode
     rows: list[Row] = []
+    lost = None
     with _progress(total) as advance:
-        for prompt in prompts.values():
-            rows += measure_context(bench, paths, prompt, open_session, advance)
-    return rows
+        for context, prompt in prompts.items():
+            if lost is None:
+                try:
+                    rows += measure_context(bench, paths, prompt, open_session, advance)
+                    continue
+                except DeviceLostError as error:
+                    lost = error
+            planned = [_planned(bench, path, context) for path in paths]
+            rows += [replace(row, not_run=row.not_run or "device lost") for row in planned]
+    return rows, lost
 
 
 def measure_context(
@@ -173,6 +196,8 @@ def _measure_group(
                 continue
             try:
                 session = open_session(path, context)
+            except DeviceLostError:
+                raise
             except DeviceError as error:
                 raise _RefusedError(str(error)) from error
             stack.callback(session.close)

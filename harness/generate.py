@@ -7,7 +7,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from harness import options
-from vkbackend.errors import InputError
+from vkbackend.errors import DeviceLostError, InputError
 
 if TYPE_CHECKING:
     from model.engine import Session
@@ -47,11 +47,12 @@ def run(args: argparse.Namespace) -> int:
     n_ctx = len(prompt) + args.tokens
     warn_beyond_training(config, n_ctx)
     session = open_session(load_model(gguf, open_device(args.device)), path, n_ctx, args.chunk)
+    lost = None
+    decoder = tokenizer.stream()
+    show = _silent if options.json_to_stdout(args) else _write
+    tokens, times, text = [], [], ""
     try:
         sampler = None if params.temperature == 0 else Sampler(params)
-        decoder = tokenizer.stream()
-        show = _silent if options.json_to_stdout(args) else _write
-        tokens, times, text = [], [], ""
         started = perf_counter()
         for token in continuation(session, prompt, sampler):
             times.append(perf_counter() - started)
@@ -63,16 +64,28 @@ def run(args: argparse.Namespace) -> int:
             text += piece
             if len(tokens) == args.tokens:
                 break
+    except DeviceLostError as error:
+        lost = error
     finally:
         session.close()
     piece = decoder.finish()
     show(piece + "\n")
-    timing = _timing(len(prompt), times)
-    print(_timing_line(timing), file=sys.stderr)
+    timing = _timing(len(prompt), times) if times else None
+    if timing is not None:
+        print(_timing_line(timing), file=sys.stderr)
     options.emit_json(
         args,
-        {"path": path.name, "prompt_tokens": prompt, "tokens": tokens, "text": text + piece, "timing": timing},
+        {
+            "path": path.name,
+            "prompt_tokens": prompt,
+            "tokens": tokens,
+            "text": text + piece,
+            "timing": timing,
+            "incomplete": "" if lost is None else str(lost),
+        },
     )
+    if lost is not None:
+        raise lost
     return 0
 
 

@@ -141,7 +141,7 @@ def notes(table: Table) -> list[str]:
     found += [_blow_up(table)] if len({row.path for row in table.rows}) > 1 else []
     found += [
         f"{row.path} at {row.context:,}: {row.not_run}"
-        + (f", {bytes_text(row.needed_bytes)} needed with the weights." if row.needed_bytes else ".")
+        + (f", {bytes_text(row.needed_bytes)} needed with the weights." if _too_large(row) else ".")
         for row in table.rows
         if not row.ran
     ]
@@ -159,6 +159,10 @@ def notes(table: Table) -> list[str]:
         also = " The run also returned all logits for the score." if any(r.prompt_scored for r in table.rows) else ""
         found.append(f"? marks a ratio of single runs: nothing says how much they vary.{also}")
     return found
+
+
+def _too_large(row: Row) -> bool:
+    return row.needed_bytes is not None and row.not_run.startswith("does not fit")
 
 
 def _timed(table: Table, row: Row, distinct: bool | None) -> bool:
@@ -199,6 +203,8 @@ def _reached(table: Table) -> list[str]:
 
 def show(record: Record, console: Console) -> None:
     """Print all tables of the record; the comparison in one piece where the console is wide enough, else in two."""
+    if record.incomplete:
+        console.print(Text(f"Incomplete: {record.incomplete}", style="bold"), end="\n\n")
     for table in record.tables:
         console.print(Text(heading(table), style="bold"), end="\n\n")
         for grid in _pieces(table, console):
@@ -232,7 +238,9 @@ def _rich_grid(grid: Grid) -> RichTable:
 def markdown(record: Record, json_name: str) -> str:
     """The whole record as a Markdown report; `json_name` is the file with all samples."""
     title = " and ".join(dict.fromkeys(heading(table) for table in record.tables))
-    parts = [f"# MLA against its fallback: {title}", _provenance(record, json_name)]
+    parts = [f"# MLA against its fallback: {title}"]
+    parts += [f"**Incomplete:** {record.incomplete}"] if record.incomplete else []
+    parts.append(_provenance(record, json_name))
     for table in record.tables:
         quality = (_QUALITY,) if table.kind == "measured" else ()
         parts.append(f"## {heading(table)}")

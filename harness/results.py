@@ -121,7 +121,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Record:
-    """One run of `compare`."""
+    """One run of `compare`; `incomplete` says what ended it early, empty when nothing did."""
 
     command: str
     date: str
@@ -132,6 +132,7 @@ class Record:
     settings: dict[str, Any]
     tables: tuple[Table, ...]
     peak_samples: dict[str, list[float]] = field(default_factory=dict)
+    incomplete: str = ""
 
 
 def ratios(row: Row, base: Row | None) -> dict[str, Ratio]:

@@ -22,7 +22,7 @@ from harness.results import Record, Row, Table, ratios
 from harness.roofline import Peaks, Weights
 from model.layout import PATHS, Path, cache_bytes
 from model.tasks import Document
-from vkbackend.errors import DeviceError
+from vkbackend.errors import DeviceError, DeviceLostError
 
 CONFIG = replace(BASE, n_vocab=37)
 PEAKS = Peaks(1e9, 1e10, "test")
@@ -306,8 +306,42 @@ def linear_rows(seconds_per_row: dict[str, float]) -> list[Row]:
 
 def test_rows_come_context_by_context_in_the_order_of_the_paths() -> None:
     prompts = {c: Prompt(np.zeros(c, np.int32), None) for c in (16, 40)}
-    rows = measure_rows(bench(), [PATHS["mha"], PATHS["mla"]], prompts, FakeSession)
+    rows, lost = measure_rows(bench(), [PATHS["mha"], PATHS["mla"]], prompts, FakeSession)
     assert [(row.context, row.path) for row in rows] == [(16, "mha"), (16, "mla"), (40, "mha"), (40, "mla")]
+    assert all(row.ran for row in rows) and lost is None
+
+
+@pytest.mark.parametrize("when", ["opening", "running"])
+def test_a_lost_device_keeps_the_contexts_before_it(when: str) -> None:
+    opened: list[FakeSession] = []
+    message = "Imaginary iGPU was lost; expected it to finish: try again"
+
+    class Lost(FakeSession):
+        def __init__(self, path: Path, n_ctx: int) -> None:
+            if when == "opening" and n_ctx == 40:
+                raise DeviceLostError(message)
+            super().__init__(path, n_ctx)
+            opened.append(self)
+
+        def decode(self, token: int) -> int:
+            if self.n_ctx == 40 and self.path.name == "mla":
+                raise DeviceLostError(message)
+            return super().decode(token)
+
+    prompts = {c: Prompt(np.zeros(c, np.int32), None) for c in (16, 40, 64)}
+    rows, lost = measure_rows(bench(), [PATHS["mha"], PATHS["mla"]], prompts, Lost)
+    assert str(lost) == message
+    assert [(row.context, row.not_run) for row in rows] == [(c, why) for c, why in
+        ((16, ""), (40, "device lost"), (64, "device lost")) for _ in range(2)]  # fmt: skip
+    assert all(row.decode_seconds for row in rows[:2]) and not any(row.decode_seconds for row in rows[2:])
+    assert all(session.closed for session in opened)
+    assert max(session.n_ctx for session in opened) == (16 if when == "opening" else 40)
+    text = report.markdown(replace(record(table(rows)), incomplete=str(lost)), "samples.json")
+    assert f"\n\n**Incomplete:** {message}\n\n" in text
+    assert "- mla at 40: device lost.\n" in text
+    console = Console(file=StringIO(), width=200)
+    report.show(replace(record(table(rows)), incomplete=str(lost)), console)
+    assert console.file.getvalue().startswith(f"Incomplete: {message}\n")  # type: ignore[attr-defined]
 
 
 def test_slope_times_bandwidth_is_bytes_per_token() -> None:
