@@ -1,11 +1,17 @@
-"""Open a Vulkan device once: the Kompute manager that runs on it, and what it is and allows."""
+"""Open a Vulkan device once: the Kompute manager that runs on it, the companion layer that completes it."""
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
+from typing import Any
 
+from vkbackend.companion import Companion
+from vkbackend.companion.loading import layers_enabled
 from vkbackend.errors import DeviceError
+from vkbackend.memory import Memory
+from vkbackend.pace import Pace
 from vkbackend.physical import DeviceInfo, list_devices, select_device
 
 # VkSubgroupFeatureFlagBits that the shaders build on: basic, arithmetic, ballot, shuffle, quad.
@@ -13,26 +19,96 @@ _SUBGROUP_OPERATIONS = 0x1 | 0x4 | 0x8 | 0x10 | 0x80
 
 
 class Device:
-    """An open device: its ``info`` and the Kompute ``manager`` that owns every buffer and program on it.
+    """An open device: its ``info``, the Kompute ``manager`` that owns every buffer and program on it, the
+    ``companion`` layer, the ``memory`` policy and the ``pace`` that its kernels were seen to run at.
 
-    ``live_bytes`` counts the buffers that exist, for Vulkan 1.1 does not tell what a heap has left.
+    Args:
+        memory_fraction: the share of the device's memory that may be used, 0 to 1; None for the default.
+
+    Raises:
+        DeviceError: the driver does not create the device, or the companion layer did not load for it.
     """
 
-    def __init__(self, info: DeviceInfo) -> None:
+    def __init__(self, info: DeviceInfo, memory_fraction: float | None = None) -> None:
         import kp  # deferred: importing it must not be needed to list devices or inspect a file
 
         self.info = info
-        self.live_bytes = 0
-        self.manager = kp.Manager(info.index)
+        self.pace = Pace()
+        self.memory_fraction = memory_fraction
+        self.manager: Any = None
+        with layers_enabled():
+            _require_creation(info)
+            self.manager = kp.Manager(info.index)
+        self.companion = Companion.take(info.name)
+        smallest, largest = self.companion.subgroup_sizes
+        if smallest <= info.subgroup_size <= largest:
+            self.companion.require_subgroup_size(info.subgroup_size)
+        self.memory = Memory(self)
 
     @property
     def subgroup_size(self) -> int:
         """Invocations of one subgroup, the workgroup size of every kernel here."""
         return self.info.subgroup_size
 
+    def run(self, sequence: Any, what: str = "a submission") -> float:
+        """Submit a recorded Kompute sequence and wait for it, the GIL released. Returns its seconds.
 
-def _open(info: DeviceInfo) -> Device:
+        Raises:
+            DeviceLostError: the device was lost or did not finish before the deadline.
+            DeviceError: the submission failed.
+        """
+        with self.companion.lock:
+            try:
+                sequence.eval()
+            except RuntimeError as error:
+                self.companion.check(what)
+                raise DeviceError(
+                    f"{self.info.name}: {what} failed ({error}); expected success: update the driver"
+                ) from error
+            return self.companion.wait(what)
+
+    def close(self) -> None:
+        """Give everything back: buffers and programs of this device must not be used afterwards. May be repeated."""
+        if self.manager is not None:
+            self.memory.close()
+            self.manager.destroy()
+            self.manager = None
+
+
+def _require_creation(info: DeviceInfo) -> None:
+    """Create and destroy the device once: Kompute ignores a failure and then dereferences a null handle."""
+    vk: Any = importlib.import_module("vulkan")
+    application = vk.VkApplicationInfo(apiVersion=1 << 22 | 1 << 12)
+    instance = None
+    try:
+        instance = vk.vkCreateInstance(vk.VkInstanceCreateInfo(pApplicationInfo=application), None)
+        physical = vk.vkEnumeratePhysicalDevices(instance)[info.index]
+        queue = vk.VkDeviceQueueCreateInfo(queueFamilyIndex=_compute_family(vk, physical), pQueuePriorities=[1.0])
+        made = vk.vkCreateDevice(physical, vk.VkDeviceCreateInfo(pQueueCreateInfos=[queue]), None)
+        vk.vkDestroyDevice(made, None)
+    except (vk.VkError, IndexError) as error:
+        reason = type(error).__name__
+        raise DeviceError(
+            f"{info.name} cannot be opened ({reason}); expected a device with a compute queue: "
+            "close other programs that use it, update its driver, or choose another --device"
+        ) from error
+    finally:
+        if instance is not None:
+            vk.vkDestroyInstance(instance, None)
+
+
+def _compute_family(vk: Any, physical: Any) -> int:
+    families = vk.vkGetPhysicalDeviceQueueFamilyProperties(physical)
+    return next(i for i, family in enumerate(families) if family.queueFlags & vk.VK_QUEUE_COMPUTE_BIT)
+
+
+def _open(info: DeviceInfo, memory_fraction: float | None) -> Device:
     """Open one device. DeviceError when its subgroups are not what the kernels are written for."""
+    if not info.heaps:
+        raise DeviceError(
+            f"{info.name} has no memory heaps; expected at least one (a null device only compiles): "
+            "choose another --device"
+        )
     size = info.subgroup_size
     if not 8 <= size <= 128 or size & (size - 1):
         raise DeviceError(
@@ -44,14 +120,18 @@ def _open(info: DeviceInfo) -> Device:
             f"{info.name} lacks subgroup operations {missing:#x} (VkSubgroupFeatureFlagBits) in compute shaders; "
             f"expected {_SUBGROUP_OPERATIONS:#x}: update its driver or choose another --device"
         )
-    device = Device(info)
+    device = Device(info, memory_fraction)
     from vkbackend.health import require_full_subgroups  # which builds on this module
 
-    require_full_subgroups(device)
+    try:
+        require_full_subgroups(device)
+    except BaseException:
+        device.close()
+        raise
     return device
 
 
-def open_device(selector: str | None = None) -> Device:
+def open_device(selector: str | None = None, *, memory_fraction: float | None = None) -> Device:
     """Open the device named by ``selector``, else by the environment's LATENTVK_DEVICE, else the best one that can.
 
     Raises:
@@ -60,11 +140,11 @@ def open_device(selector: str | None = None) -> Device:
     devices = list_devices()
     wanted = selector or os.environ.get("LATENTVK_DEVICE")
     if wanted:
-        return _open(select_device(devices, wanted))
+        return _open(select_device(devices, wanted), memory_fraction)
     while True:
         info = select_device(devices, None)
         try:
-            return _open(info)
+            return _open(info, memory_fraction)
         except DeviceError as error:
             devices.remove(info)
             if not devices:

@@ -66,6 +66,13 @@ def messages() -> list[str]:
     return found
 
 
+def live_devices() -> int:
+    """Vulkan devices of this process that exist."""
+    lib: Any = library()
+    lib.companion_live_devices.restype = ctypes.c_uint64
+    return int(lib.companion_live_devices())
+
+
 class Companion:
     """The layer's side of one open device, from ``take`` until its Manager is destroyed."""
 

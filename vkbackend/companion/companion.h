@@ -102,6 +102,9 @@ COMPANION_API bool companion_heap_use(companion_device *device, uint32_t index, 
 COMPANION_API const char *companion_object_name(uint32_t index);
 COMPANION_API uint64_t companion_object_count(companion_device *device, uint32_t index);
 
+/* Devices of this process that exist. */
+COMPANION_API uint64_t companion_live_devices(void);
+
 /* Pipelines that were created, and those that were handed out again for identical create-infos. */
 COMPANION_API void companion_pipeline_counts(const companion_device *device, uint64_t *created, uint64_t *shared);
 

@@ -215,6 +215,14 @@ companion_device *companion_take_device(void) {
     return d;
 }
 
+uint64_t companion_live_devices(void) {
+    uint64_t count = 0;
+    pthread_mutex_lock(&lists);
+    for (const companion_device *d = devices; d; d = d->next_device) count++;
+    pthread_mutex_unlock(&lists);
+    return count;
+}
+
 uint32_t companion_interface(void) { return COMPANION_INTERFACE; }
 
 /* ---- names --------------------------------------------------------------------------------------------------------*/

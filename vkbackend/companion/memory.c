@@ -156,7 +156,7 @@ void companion_prefer_memory(companion_device *d, uint32_t flags) { d->prefer = 
 bool companion_heap_use(companion_device *d, uint32_t index, companion_heap *heap) {
     if (index >= d->memory.memoryHeapCount) return false;
     VkPhysicalDeviceMemoryBudgetPropertiesEXT budget = {.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_MEMORY_BUDGET_PROPERTIES_EXT};
-    if (d->memory_budget) {
+    if (d->memory_budget) { /* never on a device without heaps: Mesa 25's null device crashes on the question */
         VkPhysicalDeviceMemoryProperties2 properties = {VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_MEMORY_PROPERTIES_2, &budget, {0}};
         d->memory_properties2(d->physical, &properties);
     }
