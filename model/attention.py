@@ -173,6 +173,7 @@ class AttentionBlock:
                 "ROPE_WORDS": self.shape.rope_words,
             },
             push={"heads": c.n_head, "scale": c.attn_scale},
+            deep=True,
         )
         if splits > 1:
             program.launch(
@@ -239,6 +240,7 @@ class AttentionBlock:
             {"scores": scratch["scores"], "params": params},
             (tokens, c.n_head, 1),
             push={"capacity": tokens, "n_ctx": self.n_ctx, "scale": c.attn_scale},
+            deep=True,
         )
         heads = self._heads_view(scratch)
         linear(program, values, scores, heads, tokens=tokens, params=params, cache_extent="UNITS")

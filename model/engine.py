@@ -153,11 +153,10 @@ class Session:
         for start in range(0, len(tokens), self.chunk):
             piece = tokens[start : start + self.chunk]
             self._set(piece)
-            for program in self._forward.chunk:
-                program.run()
+            self._forward.chunk.run(items=len(piece), depth=self.n_past + len(piece))
             if want == "all":
                 program, out = self._forward.head_all()
-                program.run()
+                program.run(items=len(piece))
                 flat = out.download(np.float32, len(piece) * self.model.config.n_vocab)
                 pieces.append(flat.reshape(len(piece), -1))
                 finite = np.isfinite(pieces[-1]).all(axis=1)
@@ -202,7 +201,7 @@ class Session:
         """
         self._check([token])
         self._set([token])
-        self._forward.decode.run()
+        self._forward.decode.run(depth=self.n_past + 1)
         self.n_past += 1
         chosen = int(self._scratch["token"].download(np.uint32, 1)[0])
         if chosen >= self.model.config.n_vocab:  # no logit was greater than minus infinity

@@ -21,8 +21,7 @@ from vkbackend.program import Program
 
 
 class Forward:
-    """The programs of one session: ``decode`` (token in, next token out), ``chunk`` (one a layer, run in order),
-    ``head_last``, ``head_all``."""
+    """The programs of one session: ``decode`` (token in, next token out), ``chunk``, ``head_last``, ``head_all``."""
 
     def __init__(
         self,
@@ -49,11 +48,10 @@ class Forward:
         for i in range(len(self._blocks)):
             self._layer(self.decode, i, 1)
         self._head_last(self.decode)
-        # A layer a submission: a whole chunk at a long context would run for seconds, and drivers reset such queues.
-        self.chunk = [Program(device, f"chunk.{i}") for i in range(len(self._blocks))]
-        self._embed(self.chunk[0], chunk)
-        for i, program in enumerate(self.chunk):
-            self._layer(program, i, chunk)
+        self.chunk = Program(device, "chunk")
+        self._embed(self.chunk, chunk)
+        for i in range(len(self._blocks)):
+            self._layer(self.chunk, i, chunk)
         self.head_last = Program(device, "head_last")
         self._head_last(self.head_last)
         self._device, self._chunk = device, chunk
@@ -120,7 +118,7 @@ class Forward:
 
     def free(self) -> None:
         """Give back what the programs own beyond the session's buffers."""
-        for program in (self.decode, *self.chunk, self.head_last):
+        for program in (self.decode, self.chunk, self.head_last):
             program.free()
         if self._head_all is not None:
             self._head_all[0].free()

@@ -95,7 +95,7 @@ def linear(
             grid = (tiles, _ceil(tokens, tiling.tokens), weight.matrices)
         if kernel is not kernels.MATVEC:
             buffers["params"] = params
-        _launch(program, kernel.variant(**extent), weight, buffers, grid, tiling.spec, push)
+        _launch(program, kernel.variant(**extent), weight, buffers, grid, tiling.spec, push, deep=bool(cache_extent))
 
 
 def routed_linear(
@@ -171,5 +171,7 @@ def _launch(
     grid: tuple[int, int, int],
     spec: dict[str, int],
     push: dict[str, int | float],
+    deep: bool = False,
 ) -> None:
-    program.launch(kernels.for_format(kernel, weight.kind), buffers, grid, spec=spec, push=push, label=weight.name)
+    made = kernels.for_format(kernel, weight.kind)
+    program.launch(made, buffers, grid, spec=spec, push=push, label=weight.name, deep=deep)

@@ -1,9 +1,10 @@
 """How long launches take on a device, learnt by running them, and how a program is cut so that none takes too long.
 
-amdgpu resets a queue after about 2 s, and a desktop on the same GPU stalls for as long as one submission runs. So no
-submission is planned to take more than TARGET_S, and one that passes LIMIT_S leads to a finer cut. What is learnt is
-seconds per workgroup, by launch key (kernel, constants, push constants), and kept with the device: layers alike, other
-programs and later sessions need not learn it again.
+amdgpu resets a queue after about 2 s, and a desktop on the same GPU stalls for as long as one submission runs. LIMIT_S
+is what none should pass. So submissions are cut for TARGET_S, and cut anew when one is predicted to pass RECUT_S, which
+leaves room for a device that is busy with something else now and then. What is learnt is seconds per workgroup, by
+launch key (kernel, constants, push constants), and kept with the device: layers alike, other programs and later
+sessions need not learn it again.
 
 How much a launch does may change from run to run, with the same grid: ``Work`` bounds that, so that a jump is foreseen.
 """
@@ -15,8 +16,7 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 # Seconds. A launch is cut by its mean workgroup, and causal attention's last ones take twice the mean.
-TARGET_S, LIMIT_S = 0.125, 0.25
-PROBE_S = 0.1  # what a piece of a launch may be predicted to take while its pace is still being learnt
+TARGET_S, RECUT_S, LIMIT_S = 0.1, 0.18, 0.25
 _FINER = 4  # so many times more segments than the target asks for are merged again
 
 Grid = tuple[int, int, int]
@@ -83,7 +83,7 @@ class Probe:
     """Learns the pace of a launch while running it: pieces to run, each told how long it took.
 
     The first piece is one workgroup; unless the kernel is ``warm`` it does not count, for some drivers compile then.
-    After it no piece has more workgroups than all counted before it together or is predicted to pass PROBE_S.
+    After it no piece has more workgroups than all counted before it together or is predicted to pass TARGET_S.
     """
 
     grid: Grid
@@ -102,7 +102,7 @@ class Probe:
             return None
         most = max(1, self._groups)
         if self.pace:
-            most = max(1, min(most, int(PROBE_S / self.pace)))
+            most = max(1, min(most, int(TARGET_S / self.pace)))
         box = self._rest.pop()
         while box.groups > most:
             box, other = box.halves()
@@ -208,7 +208,7 @@ def cut(costs: Mapping[int, Cost], work: Work, target: float = TARGET_S) -> list
 def outgrown(segments: Sequence[Segment], work: Work) -> bool:
     """Whether a program should be cut anew before it runs at ``work``: too coarse, or far finer than it needs to be."""
     predicted = [segment.predict(work) for segment in segments]
-    if any(p > LIMIT_S and s.divisible for p, s in zip(predicted, segments, strict=True)):
+    if any(p > RECUT_S and s.divisible for p, s in zip(predicted, segments, strict=True)):
         return True
     return len(segments) > 1 and _FINER * sum(predicted) < TARGET_S * len(segments)
 

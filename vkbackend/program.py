@@ -1,18 +1,19 @@
-"""A recorded list of launches: barriers derived from declared accesses, replayed with one submission.
+"""A recorded list of launches: barriers derived from declared accesses, submissions cut by measured time, replayed.
 
 A launch that reads what an earlier one wrote, or writes what an earlier one read or wrote, needs a barrier before
-it; ``barriers()`` says before which launches. Kompute itself records only TRANSFER to COMPUTE barriers, one for each
-bound tensor before a dispatch, which order nothing between two dispatches. Until the companion layer records real
-ones, each derived barrier is an OpTensorSyncLocal of a 4-byte tensor: it records a COMPUTE to TRANSFER barrier, which
-chains with the TRANSFER to COMPUTE one of the next dispatch into an execution dependency (synchronization validation
-then reports no more write-after-read hazards). Making the other buffers' writes visible still rests on the driver: on
-CPU devices, which run dispatches one after the other, and on those that flush whole caches at any barrier.
+it; ``barriers()`` says before which launches. The companion layer puts one before every dispatch that it is not told
+to overlap, and before the first command of every submission.
+
+The first run of a launch that the device never saw learns its pace (vkbackend/pace.py); later runs replay segments,
+each one submission, and measure every one. When what was measured, or more work than was measured, makes a segment
+too long, the program is cut anew.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -21,11 +22,12 @@ from vkbackend.buffer import Buffer
 from vkbackend.device import Device
 from vkbackend.errors import DeviceError
 from vkbackend.kernel import Kernel
+from vkbackend.pace import Cost, Piece, Segment, Work, cut, outgrown
 
 
 @dataclass(frozen=True)
 class Launch:
-    """One dispatch: kernel, buffers by binding name, constants and the grid in workgroups."""
+    """One dispatch: kernel, buffers by binding name, constants, the grid in workgroups, and what bounds its work."""
 
     kernel: Kernel
     buffers: Mapping[str, Buffer]
@@ -33,6 +35,13 @@ class Launch:
     push: Mapping[str, int | float]
     grid: tuple[int, int, int]
     label: str
+    deep: bool
+
+    @cached_property
+    def key(self) -> Hashable:
+        """What launches that take equally long for each workgroup have in common."""
+        constants = (tuple(sorted(values.items())) for values in (self.kernel.macros, self.spec, self.push))
+        return self.kernel.file, *constants
 
 
 @dataclass(frozen=True)
@@ -43,6 +52,16 @@ class LaunchTime:
     seconds: float
 
 
+@dataclass
+class _Recorded:
+    """What a program made on the device: an algorithm for each launch, a sequence for each segment."""
+
+    algorithms: list[Any]
+    barriers: list[bool]
+    segments: list[Segment] = field(default_factory=list)
+    sequences: list[Any] = field(default_factory=list)
+
+
 class Program:
     """Launches in order; recorded at the first ``run`` and replayed after it."""
 
@@ -50,8 +69,7 @@ class Program:
         self.device = device
         self.name = name
         self.launches: list[Launch] = []
-        self._sequence: Any = None
-        self._fence: Any = None
+        self._recorded: _Recorded | None = None
 
     def launch(
         self,
@@ -62,14 +80,15 @@ class Program:
         spec: Mapping[str, int] | None = None,
         push: Mapping[str, int | float] | None = None,
         label: str = "",
+        deep: bool = False,
     ) -> None:
-        """Append one dispatch of ``grid`` workgroups.
+        """Append one dispatch of ``grid`` workgroups; ``deep`` where its work grows with ``Work.depth``.
 
         Raises:
             DeviceError: the grid exceeds the device's limits.
             ValueError: the buffers or constants are not the declared ones, or the program was already recorded.
         """
-        if self._sequence is not None:
+        if self._recorded is not None:
             raise ValueError(f"program {self.name} is recorded already; expected launches before its first run")
         names = [name for name, _ in kernel.bindings]
         if set(names) != set(buffers):
@@ -82,7 +101,7 @@ class Program:
                 f"{label or kernel.file} needs a grid of {grid} workgroups; {self.device.info.name} allows {limit}: "
                 "use a smaller chunk"
             )
-        self.launches.append(Launch(kernel, dict(buffers), spec or {}, push or {}, grid, label or kernel.file))
+        self.launches.append(Launch(kernel, dict(buffers), spec or {}, push or {}, grid, label or kernel.file, deep))
 
     def barriers(self) -> list[bool]:
         """For each launch, whether a barrier must stand before it."""
@@ -100,56 +119,153 @@ class Program:
             needed.append(hazard)
         return needed
 
-    def _record(self, timestamps: bool) -> tuple[Any, list[str]]:
-        import kp
+    def run(self, items: float = 1.0, depth: float = 1.0) -> None:
+        """Submit the program, piece by piece where it is long, and wait for it.
 
-        manager = self.device.manager
-        if self._fence is None:
-            # A device tensor: for a host one OpTensorSyncLocal records nothing.
-            self._fence = manager.tensor_t(np.zeros(1, np.uint32), kp.TensorTypes.device)
-        operations: list[tuple[str, Any]] = []
-        for launch, barrier in zip(self.launches, self.barriers(), strict=True):
-            if barrier:
-                operations.append(("barrier", kp.OpTensorSyncLocal([self._fence])))
-            kernel = launch.kernel
-            algorithm = manager.algorithm(
-                [launch.buffers[name].tensor for name, _ in kernel.bindings],
-                kernel.spirv(),
-                list(launch.grid),
-                kernel.pack_spec(self.device.subgroup_size, launch.spec),
-                kernel.pack_push(launch.push),
-            )
-            operations.append((launch.label, kp.OpAlgoDispatch(algorithm)))
-        # Kompute never checks its query pool's size: one timestamp more than there are operations.
-        sequence = manager.sequence(0, len(operations) + 1 if timestamps else 0)
-        for _, operation in operations:
-            sequence.record(operation)
-        return sequence, [label for label, _ in operations]
+        Args:
+            items, depth: bounds of the data-dependent work of this run (``vkbackend.pace.Work``).
 
-    def run(self) -> None:
-        """Submit the program and wait for it."""
-        if self._sequence is None:
-            self._sequence, _ = self._record(timestamps=False)
-        self._sequence.eval()
+        Raises:
+            DeviceLostError: the device was lost, or did not finish a submission in time.
+        """
+        work = Work(items, depth)
+        recorded = self._recorded = self._recorded or self._create()
+        if not all(self.device.pace.knows(launch.key) for launch in self.launches):
+            self._learn(recorded, work)
+            return
+        if not recorded.segments or outgrown(recorded.segments, work):
+            self._cut(recorded, work)
+        for segment, sequence in zip(recorded.segments, recorded.sequences, strict=True):
+            segment.took(self._submit(sequence), work)
 
-    def profile(self) -> list[LaunchTime]:
-        """Run once with device timestamps; barriers are counted to the launch that they wait for."""
-        sequence, labels = self._record(timestamps=True)
-        sequence.eval()
-        ticks = np.array(sequence.get_timestamps(), np.uint64)
-        seconds = np.diff(ticks).astype(np.float64) * self.device.info.timestamp_period_ns * 1e-9
-        times, waited = [], 0.0
-        for label, value in zip(labels, seconds, strict=True):
-            if label == "barrier":
-                waited = float(value)
-                continue
-            times.append(LaunchTime(label, waited + float(value)))
-            waited = 0.0
-        return times
+    def profile(self, items: float = 1.0, depth: float = 1.0) -> list[LaunchTime]:
+        """Run once with device timestamps; barriers are counted to the launch that they stand before."""
+        times = [0.0] * len(self.launches)
+        recorded = self._recorded = self._recorded or self._create()
+        self._learn(recorded, Work(items, depth), times)
+        return [LaunchTime(launch.label, t) for launch, t in zip(self.launches, times, strict=True)]
 
     def free(self) -> None:
         """Give back the recording; the program may be run again and is then recorded anew."""
-        self._sequence = None
-        if self._fence is not None:
-            self._fence.destroy()
-            self._fence = None
+        if self._recorded is None:
+            return
+        self._forget(self._recorded)
+        for algorithm in self._recorded.algorithms:
+            _destroy(algorithm)
+        self._recorded = None
+
+    def _create(self) -> _Recorded:
+        companion = self.device.companion
+        with companion.lock, companion.creating(f"program {self.name}"):
+            return _Recorded([self._algorithm(launch) for launch in self.launches], self.barriers())
+
+    def _algorithm(self, launch: Launch) -> Any:
+        kernel = launch.kernel
+        return self.device.manager.algorithm(
+            [launch.buffers[name].tensor for name, _ in kernel.bindings],
+            kernel.spirv(),
+            list(launch.grid),
+            kernel.pack_spec(self.device.subgroup_size, launch.spec),
+            kernel.pack_push(launch.push),
+        )
+
+    def _sequence(self, recorded: _Recorded, pieces: Iterable[Piece], timestamps: int = 0) -> Any:
+        """One submission of these pieces; a launch's barrier stands before its first piece only."""
+        import kp
+
+        companion = self.device.companion
+        with companion.lock, companion.creating(f"program {self.name}"):
+            sequence = self.device.manager.sequence(0, timestamps)
+            for piece in pieces:
+                if piece.box.base != (0, 0, 0) or not recorded.barriers[piece.launch]:
+                    companion.overlap()
+                companion.dispatch_box(piece.box.base, piece.box.count)
+                sequence.record(kp.OpAlgoDispatch(recorded.algorithms[piece.launch]))
+        return sequence
+
+    def _submit(self, sequence: Any, first: bool = False) -> float:
+        seconds = self.device.run(sequence, f"program {self.name}")
+        self.device.pace.submitted(seconds, first)
+        return seconds
+
+    def _run_once(
+        self, recorded: _Recorded, pieces: list[Piece], times: list[float] | None, first: bool = False
+    ) -> float:
+        """Submit these pieces without keeping the recording; their device times are added to ``times``, by launch."""
+        # Kompute never checks its query pool's size: one timestamp more than there are operations.
+        sequence = self._sequence(recorded, pieces, 0 if times is None else len(pieces) + 1)
+        try:
+            seconds = self._submit(sequence, first)
+            if times is not None:
+                ticks = np.array(sequence.get_timestamps(), np.uint64)
+                spent = np.diff(ticks).astype(np.float64) * self.device.info.timestamp_period_ns * 1e-9
+                for piece, value in zip(pieces, spent, strict=True):
+                    times[piece.launch] += float(value)
+        finally:
+            _destroy(sequence)
+        return seconds
+
+    def _learn(self, recorded: _Recorded, work: Work, times: list[float] | None = None) -> None:
+        """Run once: launches of unknown pace piece by piece, the others between them as they are cut."""
+        known: list[int] = []
+        for index, launch in enumerate(self.launches):
+            if self.device.pace.knows(launch.key):
+                known.append(index)
+                continue
+            self._run_known(recorded, known, work, times)
+            known = []
+            self._probe(recorded, index, work, times)
+        self._run_known(recorded, known, work, times)
+
+    def _run_known(self, recorded: _Recorded, indices: list[int], work: Work, times: list[float] | None) -> None:
+        segments = self._plan(indices, work)
+        for segment in segments:
+            segment.took(self._run_once(recorded, segment.pieces, times), work)
+        self._settle(segments)
+
+    def _probe(self, recorded: _Recorded, index: int, work: Work, times: list[float] | None) -> None:
+        launch, pace = self.launches[index], self.device.pace
+        probe = pace.probe(launch.key, launch.grid)
+        while (box := probe.next()) is not None:
+            first = not probe.warm
+            probe.took(box, self._run_once(recorded, [Piece(index, box, 0.0)], times, first))
+        if probe.pace is not None:
+            pace.learn(launch.key, probe.pace, work.amount(launch.deep))
+
+    def _plan(self, indices: Iterable[int], work: Work) -> list[Segment]:
+        costs = {}
+        for i in indices:
+            launch = self.launches[i]
+            costs[i] = Cost(launch.grid, self.device.pace.predict(launch.key, work.amount(launch.deep)), launch.deep)
+        return cut(costs, work)
+
+    def _cut(self, recorded: _Recorded, work: Work) -> None:
+        self._forget(recorded)
+        for segment in self._plan(range(len(self.launches)), work):
+            recorded.sequences.append(self._sequence(recorded, segment.pieces))
+            recorded.segments.append(segment)
+
+    def _forget(self, recorded: _Recorded) -> None:
+        """Drop the segments; what they measured stays with the device."""
+        self._settle(recorded.segments)
+        for sequence in recorded.sequences:
+            _destroy(sequence)
+        recorded.segments, recorded.sequences = [], []
+
+    def _settle(self, segments: Iterable[Segment]) -> None:
+        """Tell the device what segments measured; of several pieces of one kind the slowest counts."""
+        found: dict[Hashable, tuple[float, float]] = {}
+        for segment in segments:
+            for piece in segment.pieces:
+                launch = self.launches[piece.launch]
+                pace = piece.pace * segment.growth(launch.deep)
+                if pace >= found.get(launch.key, (0.0, 0.0))[0]:
+                    found[launch.key] = pace, segment.work.amount(launch.deep)
+        for key, (pace, amount) in found.items():
+            self.device.pace.learn(key, pace, amount)
+
+
+def _destroy(made: Any) -> None:
+    """Free a Kompute object, unless closing its device did."""
+    if made.is_init():
+        made.destroy()

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vkbackend.pace import LIMIT_S, PROBE_S, TARGET_S, Box, Cost, Grid, Pace, Probe, Segment, Work, cut, outgrown, whole
+from vkbackend.pace import LIMIT_S, RECUT_S, TARGET_S, Box, Cost, Grid, Pace, Probe, Segment, Work, cut, outgrown, whole
 from vkbackend.shader import SHADER_ROOT
 
 sizes = st.integers(1, 9)
@@ -61,7 +61,7 @@ def test_probe_of_an_even_launch_never_runs_long(grid: Grid, pace: float, overhe
     probe, runs = Probe(grid), 0
     while (box := probe.next()) is not None and runs < 300:
         seconds = overhead + pace * box.groups
-        assert seconds <= max(PROBE_S + overhead, pace + overhead)
+        assert seconds <= max(TARGET_S + overhead, pace + overhead)
         probe.took(box, seconds if runs else seconds + compiling)
         runs += 1
     if box is None and math.prod(grid) > 1:
@@ -73,7 +73,7 @@ def test_probe_takes_the_dearer_of_mean_and_last_piece() -> None:
     found = []
     for x, seconds in enumerate((1.0, 1.0, 4.0, 1.0)):
         box = probe.next()
-        assert box == Box((x, 0, 0), (1, 1, 1))  # two workgroups would pass PROBE_S
+        assert box == Box((x, 0, 0), (1, 1, 1))  # two workgroups would pass TARGET_S
         probe.took(box, seconds)
         found.append(probe.pace)
     assert found == [1.0, 1.0, 4.0, 7 / 4]
@@ -131,8 +131,9 @@ def test_a_program_is_cut_anew_when_too_coarse_or_far_too_fine() -> None:
 
     one = cut({0: Cost((2, 1, 1), TARGET_S / 2)}, Work())
     assert not outgrown(one, Work())
-    assert outgrown(one, Work(2.1))
-    one[0].took(LIMIT_S * 1.01, Work())
+    assert outgrown(one, Work(1.01 * RECUT_S / TARGET_S))
+    assert 1.2 * RECUT_S < LIMIT_S
+    one[0].took(RECUT_S * 1.01, Work())
     assert outgrown(one, Work())
     assert not outgrown(segments(10.0), Work())  # a single workgroup cannot be cut
     assert not outgrown(segments(1e-6), Work())  # nor one segment be merged
