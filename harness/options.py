@@ -55,6 +55,16 @@ def add_chunk(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--chunk", type=positive_int, metavar="N", help="prompt tokens a pass (default: the device's)")
 
 
+def add_memory(parser: argparse.ArgumentParser) -> None:
+    """For every command that opens a model; `open_device` takes it as ``memory_fraction``."""
+    parser.add_argument(
+        "--memory-fraction",
+        type=fraction,
+        metavar="F",
+        help="share of the host's memory, on a discrete card of the card's, that may be used (default 0.65, 0.95)",
+    )
+
+
 def json_to_stdout(args: argparse.Namespace) -> bool:
     return args.json == "-"
 
@@ -105,6 +115,17 @@ def names(text: str) -> list[str]:
     if "" in parts:
         raise argparse.ArgumentTypeError(f"found '{text}', expected names with commas between them")
     return list(dict.fromkeys(parts))
+
+
+def fraction(text: str) -> float:
+    """'0.5' -> 0.5, more than 0 and at most 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"found '{text}', expected a fraction above 0 and at most 1")
+    return value
 
 
 def size_bytes(text: str) -> int:

@@ -25,11 +25,17 @@ def open_file(args: argparse.Namespace) -> "tuple[GGUFFile, ModelConfig]":
     return gguf, config
 
 
-def load_model(gguf: "GGUFFile", device: "Device") -> "Model":
-    """The model on an open device. Raises DeviceError when the device cannot hold the weights."""
+def load_model(
+    gguf: "GGUFFile", device: "Device", path: "Path | None" = None, n_ctx: int = 0, chunk: int | None = None
+) -> "Model":
+    """The model on an open device.
+
+    Raises DeviceError when the device cannot hold the weights or, where ``path`` tells of a session to be opened next,
+    that session beside them: before the weights are read.
+    """
     from model.engine import Model  # not at the top: without a Vulkan loader importing it is a traceback
 
-    model = Model.load(gguf, device)
+    model = Model.load(gguf, device, path, n_ctx, chunk)
     note_assumed_gating(gguf, model.config)
     return model
 

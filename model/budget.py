@@ -2,30 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-import psutil
+from bisect import bisect_right
+from collections.abc import Callable, Mapping
 
 from model.cache import cache_capacity
 from model.config import ModelConfig
-from model.layout import CacheLayout, Path, cache_bytes, max_context
+from model.layout import CacheLayout, Path, cache_bytes
 from model.scratch import SLACK_BYTES
 from model.weights import UNIT
 from vkbackend.device import Device
 from vkbackend.errors import DeviceError
-
-# Left to the desktop and the page cache on unified memory; a discrete card keeps a little for the compositor.
-_RESERVE_UNIFIED, _RESERVE_DEVICE = 512 * 2**20, 256 * 2**20
+from vkbackend.gtt import raise_hint
+from vkbackend.memory import Room, buffer_limit
 
 
 def available_bytes(device: Device) -> int:
-    """Bytes that new buffers may take now: what the device's memory has beside our own buffers, and what the host has
-    free, which holds the buffers on unified memory and Kompute's staging copy of each elsewhere."""
-    info, host = device.info, psutil.virtual_memory().available
-    left = info.memory - device.live_bytes
-    if info.unified:
-        return max(0, min(left, host) - _RESERVE_UNIFIED)
-    return max(0, min(left - _RESERVE_DEVICE, host - _RESERVE_UNIFIED))
+    """Bytes that new buffers may take now (vkbackend/memory.py says by which limits)."""
+    return room(device).nbytes
+
+
+def room(device: Device) -> Room:
+    """Bytes that new buffers may take now, and which limit allows no more."""
+    return device.memory.room()
+
+
+def require_weights(device: Device, source: object, needed: int) -> None:
+    """Raise DeviceError, naming the file ``source``, when weights of ``needed`` bytes do not fit."""
+    left = room(device)
+    if needed > left.nbytes:
+        raise DeviceError(
+            f"{source}: weights of {needed} bytes; {device.info.name} has {left.nbytes} left {left.limit}, "
+            f"{needed - left.nbytes} short, so that no context fits: use a smaller quantisation"
+            + _remedies(device, left, needed)
+        )
+
+
+def _remedies(device: Device, left: Room, needed: int) -> str:
+    """What else helps where ``needed`` bytes are more than what is left."""
+    hint = raise_hint(device.info, device.companion.live_bytes() + needed)
+    return "".join(f" or {words}" for words in (left.remedy, hint) if words)
 
 
 def binding_context(config: ModelConfig, path: Path, limit: int) -> int:
@@ -41,34 +56,47 @@ def binding_context(config: ModelConfig, path: Path, limit: int) -> int:
 
 
 def require_fit(
-    device: Device, config: ModelConfig, path: Path, n_ctx: int, scratch: Mapping[str, int], weights: int = 0
+    device: Device,
+    config: ModelConfig,
+    path: Path,
+    n_ctx: int,
+    scratch: Callable[[int], Mapping[str, int]],
+    weights: int,
 ) -> None:
-    """Raise DeviceError when the cache for ``n_ctx`` positions does not fit beside what else a session allocates.
+    """Raise DeviceError when a session of ``n_ctx`` positions does not fit.
 
-    That is the scratch (bytes by name) and ``weights`` bytes that only this path needs. The message gives the bytes and
-    the largest context that would fit.
+    It takes the cache, ``scratch(n_ctx)`` bytes by name, and ``weights`` bytes that are not on the device yet. The
+    message gives the bytes that lack, the limit that they exceed, and the largest context that would fit.
     """
-    info = device.info
-    most = binding_context(config, path, info.max_storage_buffer_range)
+    info, limit, left = device.info, buffer_limit(device), room(device)
+
+    def cache(n: int) -> int:
+        return cache_bytes(config, path.layout, path.cache_type, cache_capacity(n))
+
+    def needed(n: int) -> int:
+        return cache(n) + sum(scratch(n).values()) + weights
+
+    most = binding_context(config, path, limit)
+    units = range(1, min(n_ctx, most) // UNIT + 1)
+    fitting = UNIT * bisect_right(units, left.nbytes, key=lambda n: needed(n * UNIT))
+    advice = f"use a context of at most {fitting}" if fitting else "no context fits: use a smaller quantisation"
     if n_ctx > most:
-        fitting = min(most, max_context(config, path.layout, path.cache_type, available_bytes(device)) // UNIT * UNIT)
         raise DeviceError(
-            f"context {n_ctx} on path {path.name} takes more than the {info.max_storage_buffer_range} bytes that "
-            f"{info.name} binds at most: use a context of at most {fitting}"
+            f"context {n_ctx} on path {path.name} takes more than the {limit} bytes that {info.name} binds at most: "
+            f"{advice}"
         )
-    name, largest = max(scratch.items(), key=lambda item: item[1])
-    if largest > info.max_storage_buffer_range:
+    name, largest = max(scratch(n_ctx).items(), key=lambda item: item[1])
+    if largest > limit:
         raise DeviceError(
-            f"buffer {name} needs {largest} bytes; {info.name} binds at most {info.max_storage_buffer_range}: "
-            "use a smaller --chunk"
+            f"buffer {name} needs {largest} bytes; {info.name} binds at most {limit}: use a smaller --chunk"
         )
-    needed = cache_bytes(config, path.layout, path.cache_type, cache_capacity(n_ctx))
-    free = max(0, available_bytes(device) - sum(scratch.values()) - weights)
-    if needed <= free:
+    if needed(n_ctx) <= left.nbytes:
         return
-    fitting = max_context(config, path.layout, path.cache_type, free) // UNIT * UNIT
+    parts = {"cache": cache(n_ctx), "activations": sum(scratch(n_ctx).values()), "weights": weights}
+    listed = ", ".join(f"{n} of {name}" for name, n in parts.items() if n)
     other = "" if path.layout is CacheLayout.LATENT else " or --path mla"
     raise DeviceError(
-        f"context {n_ctx} on path {path.name} needs {needed} bytes of cache; {info.name} has {free} left: "
-        f"use a context of at most {fitting}{other}"
+        f"context {n_ctx} on path {path.name} needs {needed(n_ctx)} bytes ({listed}); {info.name} has {left.nbytes} "
+        f"left {left.limit}, {needed(n_ctx) - left.nbytes} short: {advice}{other}"
+        + _remedies(device, left, needed(n_ctx))
     )

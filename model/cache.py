@@ -85,8 +85,8 @@ class Cache:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the buffers that were really created."""
-        return sum(part.nbytes for layer in self.layers for part in layer.parts())
+        """Bytes that the buffers take of the device's memory, counted where Vulkan allocates."""
+        return sum(part.allocated for layer in self.layers for part in layer.parts())
 
     def free(self) -> None:
         """Give the memory back."""

@@ -78,14 +78,13 @@ class DeviceWeights:
 
     def missing_transposed_k_b(self) -> int:
         """Bytes that ``need_transposed_k_b`` would allocate now."""
-        c = self._config
-        missing = sum(_TRANSPOSED.format(i) not in self._matrices for i in range(c.n_layer))
-        return missing * device_bytes(GGMLQuantizationType.F32, (c.n_head, c.qk_nope, c.kv_lora))
+        layers = range(self._config.n_layer)
+        return transposed_k_b_bytes(self._config, sum(_TRANSPOSED.format(i) not in self._matrices for i in layers))
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all weight buffers."""
-        return sum(w.nbytes for w in self._matrices.values()) + sum(b.nbytes for b in self._vectors.values())
+        """Bytes that all weight buffers take of the device's memory."""
+        return sum(w.allocated for w in self._matrices.values()) + sum(b.allocated for b in self._vectors.values())
 
     def free(self) -> None:
         """Give the memory back."""
@@ -93,6 +92,11 @@ class DeviceWeights:
             weight.free()
         for buffer in self._vectors.values():
             buffer.free()
+
+
+def transposed_k_b_bytes(config: ModelConfig, layers: int) -> int:
+    """Bytes of the f32 k_b that only the MHA fallback needs, of that many layers."""
+    return layers * device_bytes(GGMLQuantizationType.F32, (config.n_head, config.qk_nope, config.kv_lora))
 
 
 def predicted_bytes(config: ModelConfig, gguf: GGUFFile) -> int:

@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.attention import AttentionShape
-from model.budget import available_bytes, require_fit
+from model.budget import require_fit, require_weights
 from model.cache import Cache, cache_capacity, require_layout
 from model.config import ModelConfig
-from model.device_weights import DeviceWeights, predicted_bytes
+from model.device_weights import DeviceWeights, predicted_bytes, transposed_k_b_bytes
 from model.forward import Forward
 from model.gguf_file import GGUFFile
 from model.layout import CacheLayout, Path, active_weight_bytes
@@ -24,6 +24,7 @@ from model.tensors import expected_tensors, require_supported
 from model.tokenizer import Tokenizer
 from vkbackend.device import Device
 from vkbackend.errors import DeviceError, InputError
+from vkbackend.memory import buffer_limit
 
 DEFAULT_CHUNK = 128  # prompt tokens
 
@@ -36,8 +37,15 @@ class Model:
         self.weights = DeviceWeights(device, config, gguf)
 
     @classmethod
-    def load(cls, source: str | FilePath | GGUFFile, device: Device) -> Model:
-        """Open, check and upload.
+    def load(
+        cls,
+        source: str | FilePath | GGUFFile,
+        device: Device,
+        path: Path | None = None,
+        n_ctx: int = 0,
+        chunk: int | None = None,
+    ) -> Model:
+        """Open, check and upload. With ``path``, that a session will fit beside the weights is checked before as well.
 
         Raises:
             InputError: the file is damaged, of another architecture, or holds what no kernel can run.
@@ -46,12 +54,12 @@ class Model:
         gguf = source if isinstance(source, GGUFFile) else GGUFFile.open(source)
         config = ModelConfig.from_gguf(gguf)
         require_supported(config, gguf)
-        needed, free = predicted_bytes(config, gguf), available_bytes(device)
-        if needed > free:
-            raise DeviceError(
-                f"{gguf.path}: weights of {needed} bytes; {device.info.name} has {free} left: "
-                "use a smaller quantisation"
-            )
+        needed = predicted_bytes(config, gguf)
+        require_weights(device, gguf.path, needed)
+        if path is not None:
+            if path.layout is CacheLayout.PER_HEAD:
+                needed += transposed_k_b_bytes(config, config.n_layer)
+            require_session(device, config, path, n_ctx, chunk, needed)
         return cls(gguf, config, device)
 
     @cached_property
@@ -84,6 +92,28 @@ def chunk_capacity(config: ModelConfig, path: Path, n_ctx: int, limit: int, want
     return max(1, chunk)
 
 
+def require_session(
+    device: Device, config: ModelConfig, path: Path, n_ctx: int, chunk: int | None, weights: int
+) -> None:
+    """Everything that can be known to prevent a session, beside ``weights`` bytes that are not on the device yet.
+
+    Raises:
+        InputError: ``n_ctx`` or ``chunk`` is not positive, or the path has no kernel for this model.
+        DeviceError: it does not fit.
+    """
+    if n_ctx < 1:
+        raise InputError(f"context {n_ctx}; expected at least 1: choose a longer one")
+    if chunk is not None and chunk < 1:
+        raise InputError(f"chunk {chunk}; expected at least 1: choose a larger one")
+    require_layout(config, path)
+    limit, splits = buffer_limit(device), AttentionShape.choose(device, config).splits
+
+    def scratch(n: int) -> dict[str, int]:
+        return scratch_bytes(config, path, cache_capacity(n), chunk_capacity(config, path, n, limit, chunk), splits)
+
+    require_fit(device, config, path, n_ctx, scratch, weights)
+
+
 class Session:
     """One cache and its programs over a model's weights.
 
@@ -97,19 +127,13 @@ class Session:
     """
 
     def __init__(self, model: Model, path: Path, n_ctx: int, chunk: int | None = None) -> None:
-        if n_ctx < 1:
-            raise InputError(f"context {n_ctx}; expected at least 1: choose a longer one")
-        if chunk is not None and chunk < 1:
-            raise InputError(f"chunk {chunk}; expected at least 1: choose a larger one")
         device, config = model.device, model.config
-        require_layout(config, path)
+        missing = model.weights.missing_transposed_k_b() if path.layout is CacheLayout.PER_HEAD else 0
+        require_session(device, config, path, n_ctx, chunk, missing)
         self.model, self.path = model, path
-        self.chunk = chunk_capacity(config, path, n_ctx, device.info.max_storage_buffer_range, chunk)
+        self.chunk = chunk_capacity(config, path, n_ctx, buffer_limit(device), chunk)
         shape = AttentionShape.choose(device, config)
-        expanding = path.layout is CacheLayout.PER_HEAD
-        missing = model.weights.missing_transposed_k_b() if expanding else 0
         sizes = scratch_bytes(config, path, cache_capacity(n_ctx), self.chunk, shape.splits)
-        require_fit(device, config, path, n_ctx, sizes, missing)
         self.n_ctx = n_ctx
         with ExitStack() as made:  # what exists already is given back when the next part fails
             self._cache = Cache(device, config, path, n_ctx)

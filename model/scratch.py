@@ -97,8 +97,8 @@ class Scratch:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all buffers."""
-        return sum(b.nbytes for b in self.buffers.values())
+        """Bytes that all buffers take of the device's memory."""
+        return sum(b.allocated for b in self.buffers.values())
 
     def free(self) -> None:
         """Give the memory back."""

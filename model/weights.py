@@ -60,9 +60,9 @@ class Weight:
         return -(-self.columns // UNIT)
 
     @property
-    def nbytes(self) -> int:
-        """Bytes of all its buffers."""
-        return sum(s.buffer.nbytes for s in self.shards)
+    def allocated(self) -> int:
+        """Bytes that its buffers take of the device's memory."""
+        return sum(s.buffer.allocated for s in self.shards)
 
     def free(self) -> None:
         """Give the memory back."""

@@ -14,7 +14,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from vkbackend.device import Device
 from vkbackend.errors import DeviceError
-from vkbackend.memory import Use, buffer_limit, memory_of
+from vkbackend.memory import Use, buffer_limit
 
 PIECE_BYTES = 16 * 2**20  # of a transfer: at most half a staging buffer, and what a memory map keeps resident at once
 
@@ -22,10 +22,13 @@ PIECE_BYTES = 16 * 2**20  # of a transfer: at most half a staging buffer, and wh
 class Buffer:
     """``nbytes`` of memory on a device, a multiple of 4 and zeroed; ``name`` appears in errors and reports.
 
+    ``allocated`` is what it takes of the device's memory, in bytes, counted where Vulkan allocates.
+
     ``use`` decides where it lives; ``host`` is short for results, which the host reads without a transfer.
     ``zeroed=False`` spares a device the zeroing of what the caller will write whole.
 
     Raises:
+        OutOfMemoryError: the allocation failed.
         DeviceError: the size exceeds what one storage buffer binding may cover on the device.
     """
 
@@ -52,15 +55,19 @@ class Buffer:
         self.device = device
         self.name = name
         self.nbytes = size
-        memory = memory_of(device)
-        self.mapped = memory.mapped(Use.RESULTS if host else use)
+        memory = device.memory
+        use = Use.RESULTS if host else use
+        self.mapped = memory.mapped(use)
         self._live = True
         # Kompute copies a host tensor's template and takes a storage tensor's size from it. np.zeros of a large size
         # is untouched address space, so no template is ever resident.
         template = initial if self.mapped and initial is not None else np.zeros(size // 4, np.uint32)
         kind = kp.TensorTypes.host if self.mapped else kp.TensorTypes.storage
-        self.tensor = device.manager.tensor_t(template, kind)
-        device.live_bytes += size
+        with device.companion.creating(f"buffer {name} of {size} bytes"):
+            device.companion.prefer_memory(memory.preference(use, size))
+            before = device.companion.live_bytes()
+            self.tensor = device.manager.tensor_t(template, kind)
+            self.allocated = device.companion.live_bytes() - before  # a driver rounds up
         if self.mapped:
             return
         try:
@@ -94,7 +101,7 @@ class Buffer:
         if self.mapped:
             yield self.words().view(np.uint8)[offset : offset + nbytes]
             return
-        with memory_of(self.device).staging.window(self, offset, nbytes) as view:
+        with self.device.memory.staging.window(self, offset, nbytes) as view:
             yield view
 
     def upload(self, array: NDArray[np.generic], offset: int = 0) -> None:
@@ -108,7 +115,7 @@ class Buffer:
     @property
     def piece(self) -> int:
         """Bytes that one window may have: PIECE_BYTES, or less where a small staging buffer must hold it."""
-        return PIECE_BYTES if self.mapped else min(PIECE_BYTES, memory_of(self.device).staging.nbytes // 2)
+        return PIECE_BYTES if self.mapped else min(PIECE_BYTES, self.device.memory.staging.nbytes // 2)
 
     def download(self, dtype: DTypeLike, count: int | None = None) -> NDArray[np.generic]:
         """A copy of the first ``count`` elements as ``dtype``."""
@@ -118,7 +125,7 @@ class Buffer:
         if self.mapped:
             out[:] = self.words().view(dtype)[:size]
         else:
-            memory_of(self.device).staging.read(self, out.view(np.uint8))
+            self.device.memory.staging.read(self, out.view(np.uint8))
         return out
 
     def free(self) -> None:
@@ -126,4 +133,3 @@ class Buffer:
         if self._live:
             self._live = False
             self.tensor.destroy()
-            self.device.live_bytes -= self.nbytes

@@ -15,6 +15,7 @@ from model.tensors import SUPPORTED_TYPES
 from vkbackend.buffer import Buffer
 from vkbackend.device import Device
 from vkbackend.kernel import Kernel
+from vkbackend.memory import Memory
 from vkbackend.program import Program
 
 U = 2.0**-24  # relative error of one rounding to f32
@@ -72,7 +73,7 @@ def discrete(device: Device) -> Device:
     other = copy.copy(device)
     apart = replace(device.info.heaps[0], device_local=False)  # where every heap is device-local, memory is unified
     other.info = replace(device.info, kind="discrete", heaps=(*device.info.heaps, apart))
-    other.__dict__.pop("memory", None)  # it belongs to the policy, not to the copy
+    other.memory = Memory(other)
     return other
 
 

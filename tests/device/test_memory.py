@@ -14,7 +14,7 @@ from model.layout import PATHS
 from model.weights import stack_upload
 from vkbackend.buffer import Buffer
 from vkbackend.device import Device
-from vkbackend.memory import Use, memory_of
+from vkbackend.memory import Use
 from vkbackend.staging import Staging
 
 WORDS = 5000
@@ -25,7 +25,7 @@ def card(device: Device) -> Iterator[Device]:
     """The device as if it had memory of its own."""
     other = discrete(device)
     yield other
-    memory_of(other).close()
+    other.memory.close()
 
 
 @pytest.fixture
@@ -36,16 +36,16 @@ def narrow(card: Device, monkeypatch: pytest.MonkeyPatch) -> Device:
 
 
 def test_only_what_the_host_touches_is_mapped(device: Device, card: Device) -> None:
-    mapped = {use for use in Use if memory_of(card).mapped(use)}
+    mapped = {use for use in Use if card.memory.mapped(use)}
     assert mapped == {Use.PARAMETERS, Use.RESULTS, Use.STAGING}
     if device.info.unified:
-        assert all(memory_of(device).mapped(use) for use in Use)
+        assert all(device.memory.mapped(use) for use in Use)
 
 
 def test_contents_pass_through_the_staging_buffer_in_pieces(narrow: Device) -> None:
     data = np.random.default_rng(1).integers(0, 2**32, WORDS, dtype=np.uint32)
     buffer = Buffer(narrow, 4 * WORDS, "b", initial=data)
-    assert not buffer.mapped and memory_of(narrow).staging.nbytes == 1000
+    assert not buffer.mapped and narrow.memory.staging.nbytes == 1000
     np.testing.assert_array_equal(buffer.download(np.uint32), data)
     np.testing.assert_array_equal(buffer.download(np.uint16, 777), data.view(np.uint16)[:777])
     buffer.free()

@@ -1,17 +1,15 @@
 """What of the backend needs no device: barriers from declared accesses, declarations against launches."""
 
-from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from model import budget
 from tests.null.imaginary import INFO
 from vkbackend.errors import DeviceError
 from vkbackend.kernel import Kernel
-from vkbackend.physical import DeviceInfo, Heap
+from vkbackend.physical import DeviceInfo
 from vkbackend.program import Program
 
 # Named by what it does with its two buffers.
@@ -109,14 +107,3 @@ def test_variant_adds_macros_and_leaves_the_original() -> None:
     assert one.variant(B="2").macros == {"A": "1", "B": "2"}
     assert (one.macros, COPY.macros) == ({"A": "1"}, {})
     assert one.bindings == COPY.bindings
-
-
-def test_budget_counts_our_own_buffers_and_the_hosts_copies(monkeypatch: pytest.MonkeyPatch) -> None:
-    host = 10 * 2**30
-    monkeypatch.setattr(budget.psutil, "virtual_memory", lambda: SimpleNamespace(available=host))
-    card = replace(INFO, kind="discrete", heaps=(Heap(8 * 2**30, True, False), Heap(2**34, False, True)))
-    used = 3 * 2**30
-    assert budget.available_bytes(SimpleNamespace(info=card, live_bytes=used)) == 5 * 2**30 - 256 * 2**20  # type: ignore[arg-type]
-    large = replace(card, heaps=(Heap(2**40, True, False),))
-    assert budget.available_bytes(SimpleNamespace(info=large, live_bytes=used)) == host - 512 * 2**20  # type: ignore[arg-type]
-    assert budget.available_bytes(SimpleNamespace(info=INFO, live_bytes=2**30)) == 2**30 - 512 * 2**20  # type: ignore[arg-type]
