@@ -12,10 +12,7 @@ from vkbackend.companion.loading import layers_enabled
 from vkbackend.errors import DeviceError
 from vkbackend.memory import Memory
 from vkbackend.pace import Pace
-from vkbackend.physical import DeviceInfo, list_devices, select_device
-
-# VkSubgroupFeatureFlagBits that the shaders build on: basic, arithmetic, ballot, shuffle, quad.
-_SUBGROUP_OPERATIONS = 0x1 | 0x4 | 0x8 | 0x10 | 0x80
+from vkbackend.physical import DeviceInfo, list_devices, require_usable, select_device
 
 
 class Device:
@@ -49,6 +46,20 @@ class Device:
     def subgroup_size(self) -> int:
         """Invocations of one subgroup, the workgroup size of every kernel here."""
         return self.info.subgroup_size
+
+    def sequence(self, what: str, timestamps: int = 0) -> Any:
+        """A new Kompute sequence, with room for ``timestamps``; call it within ``companion.creating``.
+
+        Raises:
+            DeviceError: it could not be made; recording into a half-made one would dereference a null handle.
+        """
+        made = self.manager.sequence(0, timestamps)
+        try:
+            self.companion.check(what)
+        except DeviceError:
+            made.destroy()
+            raise
+        return made
 
     def run(self, sequence: Any, what: str = "a submission") -> float:
         """Submit a recorded Kompute sequence and wait for it, the GIL released. Returns its seconds.
@@ -103,23 +114,8 @@ def _compute_family(vk: Any, physical: Any) -> int:
 
 
 def _open(info: DeviceInfo, memory_fraction: float | None) -> Device:
-    """Open one device. DeviceError when its subgroups are not what the kernels are written for."""
-    if not info.heaps:
-        raise DeviceError(
-            f"{info.name} has no memory heaps; expected at least one (a null device only compiles): "
-            "choose another --device"
-        )
-    size = info.subgroup_size
-    if not 8 <= size <= 128 or size & (size - 1):
-        raise DeviceError(
-            f"{info.name} has subgroups of {size}; expected a power of two from 8 to 128: choose another --device"
-        )
-    missing = _SUBGROUP_OPERATIONS & ~info.subgroup_operations
-    if missing:
-        raise DeviceError(
-            f"{info.name} lacks subgroup operations {missing:#x} (VkSubgroupFeatureFlagBits) in compute shaders; "
-            f"expected {_SUBGROUP_OPERATIONS:#x}: update its driver or choose another --device"
-        )
+    """Open one device. DeviceError when the kernels cannot run on it."""
+    require_usable(info)
     device = Device(info, memory_fraction)
     from vkbackend.health import require_full_subgroups  # which builds on this module
 

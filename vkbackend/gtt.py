@@ -85,12 +85,13 @@ def raise_hint(info: DeviceInfo, needed_bytes: int, sysfs: Path = Path("/sys"), 
     return f"boot Linux with {parameters(gtt, gib * _GIB)} ({gib} GiB of GTT, now {gtt.total // _MIB} MiB)"
 
 
-def parameters(gtt: Gtt, size: int) -> str:
-    """The kernel command line's words that make GTT ``size`` bytes."""
-    words = f"{gtt.ttm}.pages_limit={size // PAGE}"
+def parameters(gtt: Gtt, size: int | None = None) -> str:
+    """The kernel command line's words that make GTT ``size`` bytes; without a size, how they are written."""
+    pages = "BYTES/4096" if size is None else str(size // PAGE)
+    words = f"{gtt.ttm}.pages_limit={pages}"
     if gtt.follows_ttm:
         return words
-    return f"{words} amdgpu.gttsize={size // _MIB}"
+    return f"{words} amdgpu.gttsize={'BYTES/1048576' if size is None else size // _MIB}"
 
 
 def _card(info: DeviceInfo, sysfs: Path) -> Path | None:

@@ -1,20 +1,26 @@
 """What a device can do at most, measured: bytes read a second and f32 operations a second.
 
-Both kernels' results are checked before a time counts. On a CPU device the read figure is that of shader loads, which
-lavapipe makes one lane at a time, and stays below what the memory itself gives.
+Both kernels' results are checked before a time counts. A pass over the memory is larger than last-level caches, and
+passes are repeated inside one program until it takes long enough for a submission's fixed cost not to show. On a CPU
+device the read figure is that of shader loads, which lavapipe makes one lane at a time, and stays below what the
+memory itself gives.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vkbackend.buffer import Buffer
 from vkbackend.device import Device
 from vkbackend.errors import DeviceError
 from vkbackend.kernel import Kernel
+from vkbackend.memory import Use, buffer_limit
 from vkbackend.program import Program
 
 _READ = Kernel("peak_read.comp", (("source", "r"), ("sink", "w")), ("LOADS",))
@@ -22,6 +28,15 @@ _ARITHMETIC = Kernel("peak_arithmetic.comp", (("source", "r"), ("sink", "w")), (
 _LOADS, _ROUNDS = 64, 1024
 _FACTOR, _ADDEND = 0.5, 1.0  # exact in f32: every chain converges to 2
 _FLOPS_PER_ROUND = 3 * 4 * 2  # chains, elements, multiply and add, per lane
+# Bytes of a pass: the largest last-level caches of GPUs have 256 MiB, and part of them may survive from pass to pass.
+_PASS_BYTES, _PASS_BYTES_CPU = 2**30, 2**27
+_PART_BYTES = 2**28  # of a pass, one buffer's
+_TILE_BYTES = 2**24  # of random data; what follows is the same data from another place on
+_PROGRAM_S = 0.05  # a submission costs about 0.1 ms whatever is in it
+_MOST_PASSES = 512
+# Passes write to so many sinks in turn, so that a barrier, which lets the device run empty, stands only where one
+# comes round again.
+_SINKS = 8
 
 
 @dataclass(frozen=True)
@@ -38,64 +53,126 @@ def measure_peaks(device: Device, repeats: int = 5) -> Peaks:
 
     Raises:
         DeviceError: a kernel's result is wrong, so its time means nothing.
+        OutOfMemoryError: what the kernels read cannot be allocated.
     """
     samples = {"bandwidth": _bandwidth(device, repeats), "arithmetic": _arithmetic(device, repeats)}
     return Peaks(float(np.median(samples["bandwidth"])), float(np.median(samples["arithmetic"])), samples)
 
 
-def _seconds(program: Program, repeats: int) -> list[float]:
-    program.run()  # compiles, and wakes the clocks
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        program.run()
-        times.append(time.perf_counter() - start)
-    return times
-
-
-def _check(device: Device, found: np.ndarray, expected: np.ndarray, what: str) -> None:
-    if not np.array_equal(found, expected):
-        raise DeviceError(
-            f"{device.info.name} computed a wrong result in the {what} kernel; expected an exact one: "
-            "update the Vulkan driver or choose another --device"
-        )
-
-
 def _bandwidth(device: Device, repeats: int) -> list[float]:
-    # Past any last-level cache; a quarter of a GiB is read in milliseconds by a GPU.
-    lanes = device.subgroup_size
+    lanes, cpu = device.subgroup_size, device.info.kind == "cpu"
     group = _LOADS * lanes * 16
-    wanted = min(device.info.max_storage_buffer_range, 2**26 if device.info.kind == "cpu" else 2**28)
-    groups = min(wanted // group, device.info.max_workgroup_count[0])
-    data = np.random.default_rng(0).integers(0, 2**32, groups * group // 4, dtype=np.uint32)
-    source = Buffer(device, data.nbytes, "peak.source", initial=data)
-    sink = Buffer(device, 4 * groups * lanes, "peak.sink")
-    program = Program(device, "peak_read")
-    program.launch(_READ, {"source": source, "sink": sink}, (groups, 1, 1), spec={"LOADS": _LOADS})
-    times = _seconds(program, repeats)
-    expected = np.bitwise_xor.reduce(data.reshape(groups, _LOADS, lanes, 4), axis=(1, 3)).reshape(-1)
-    _check(device, sink.download(np.uint32, expected.size), expected, "read")
-    _free(program, source, sink)
-    return [data.nbytes / t for t in times]
+    whole = min(_PASS_BYTES_CPU if cpu else _PASS_BYTES, device.memory.room().nbytes // 4)
+    part = min(_PART_BYTES, buffer_limit(device), group * device.info.max_workgroup_count[0], whole)
+    part = max(_TILE_BYTES, part // _TILE_BYTES * _TILE_BYTES)
+    tiles = part // _TILE_BYTES
+    parts = max(1, whole // part)
+    groups = part // group
+    # Each tile begins one workgroup's data further on, so that no workgroup reads what another of its pass reads.
+    data = np.random.default_rng(0).integers(0, 2**32, (_TILE_BYTES + parts * tiles * group) // 4, dtype=np.uint32)
+    sums = np.bitwise_xor.reduce(data.reshape(-1, _LOADS, lanes, 4), axis=(1, 3))
+    per_tile = _TILE_BYTES // group
+    with ExitStack() as stack:
+        sources, expected = [], []
+        for first in range(0, parts * tiles, tiles):
+            source = _buffer(stack, device, part, "peak.source", use=Use.WEIGHTS, zeroed=False)
+            for i in range(tiles):
+                start = (first + i) * group // 4
+                source.upload(data[start : start + _TILE_BYTES // 4], i * _TILE_BYTES)
+            sources.append(source)
+            expected.append(np.concatenate([sums[i : i + per_tile] for i in range(first, first + tiles)]).reshape(-1))
+        sinks = [[_buffer(stack, device, 4 * groups * lanes, "peak.sink") for _ in sources] for _ in range(_SINKS)]
+
+        def add(program: Program, number: int) -> None:
+            for source, sink in zip(sources, sinks[number % _SINKS], strict=True):
+                program.launch(_READ, {"source": source, "sink": sink}, (groups, 1, 1), spec={"LOADS": _LOADS})
+
+        def check(used: int) -> None:
+            for of_pass in sinks[:used]:
+                for sink, sums_of_part in zip(of_pass, expected, strict=True):
+                    _check(sink, sums_of_part, "read")
+
+        return _rates(device, "peak_read", parts * part, add, check, repeats)
 
 
 def _arithmetic(device: Device, repeats: int) -> list[float]:
     lanes = device.subgroup_size
     groups = 256 if device.info.kind == "cpu" else 16384
     constants = np.repeat(np.array([_FACTOR, _ADDEND], np.float32), 4)
-    source = Buffer(device, constants.nbytes, "peak.constants", initial=constants.view(np.uint32))
-    sink = Buffer(device, 4 * groups * lanes, "peak.sink")
-    program = Program(device, "peak_arithmetic")
-    program.launch(_ARITHMETIC, {"source": source, "sink": sink}, (groups, 1, 1), spec={"ROUNDS": _ROUNDS})
-    times = _seconds(program, repeats)
-    fixed_point = _ADDEND / (1 - _FACTOR)
-    expected = np.full(groups * lanes, 3 * 4 * fixed_point, np.float32)
-    _check(device, sink.download(np.float32, expected.size), expected, "arithmetic")
-    _free(program, source, sink)
-    return [groups * lanes * _ROUNDS * _FLOPS_PER_ROUND / t for t in times]
+    expected = np.full(groups * lanes, 3 * 4 * _ADDEND / (1 - _FACTOR), np.float32)
+    with ExitStack() as stack:
+        source = _buffer(stack, device, constants.nbytes, "peak.constants", initial=constants.view(np.uint32))
+        sinks = [_buffer(stack, device, expected.nbytes, "peak.sink") for _ in range(_SINKS)]
+
+        def add(program: Program, number: int) -> None:
+            buffers = {"source": source, "sink": sinks[number % _SINKS]}
+            program.launch(_ARITHMETIC, buffers, (groups, 1, 1), spec={"ROUNDS": _ROUNDS})
+
+        def check(used: int) -> None:
+            for sink in sinks[:used]:
+                _check(sink, expected, "arithmetic")
+
+        flops = groups * lanes * _ROUNDS * _FLOPS_PER_ROUND
+        return _rates(device, "peak_arithmetic", flops, add, check, repeats)
 
 
-def _free(program: Program, *buffers: Buffer) -> None:
-    program.free()
-    for buffer in buffers:
-        buffer.free()
+def _rates(
+    device: Device,
+    name: str,
+    amount: int,
+    add: Callable[[Program, int], None],
+    check: Callable[[int], None],
+    repeats: int,
+) -> list[float]:
+    """``amount`` a second, for each repeat of a program of so many passes that it takes about _PROGRAM_S.
+
+    ``add`` appends the launches of the pass of that number; ``check`` tests what so many sinks received.
+    """
+    with _program(device, name, add, 1) as program:
+        program.run()  # compiles, and wakes the clocks
+        passes = max(1, min(_MOST_PASSES, int(_PROGRAM_S / _seconds(program))))
+    with _program(device, name, add, passes) as program:
+        program.run()
+        times = [_seconds(program) for _ in range(repeats)]
+    check(min(passes, _SINKS))
+    return [passes * amount / t for t in times]
+
+
+@contextmanager
+def _program(device: Device, name: str, add: Callable[[Program, int], None], passes: int) -> Iterator[Program]:
+    program = Program(device, name)
+    for number in range(passes):
+        add(program, number)
+    try:
+        yield program
+    finally:
+        program.free()
+
+
+def _buffer(
+    stack: ExitStack,
+    device: Device,
+    nbytes: int,
+    name: str,
+    *,
+    use: Use = Use.SCRATCH,
+    initial: NDArray[np.uint32] | None = None,
+    zeroed: bool = True,
+) -> Buffer:
+    buffer = Buffer(device, nbytes, name, use=use, initial=initial, zeroed=zeroed)
+    stack.callback(buffer.free)
+    return buffer
+
+
+def _seconds(program: Program) -> float:
+    start = time.perf_counter()
+    program.run()
+    return time.perf_counter() - start
+
+
+def _check(sink: Buffer, expected: NDArray[np.generic], what: str) -> None:
+    if not np.array_equal(sink.download(expected.dtype, expected.size), expected):
+        raise DeviceError(
+            f"{sink.device.info.name} computed a wrong result in the {what} kernel; expected an exact one: "
+            "update the Vulkan driver or choose another --device"
+        )

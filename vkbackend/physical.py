@@ -19,6 +19,8 @@ from vkbackend.errors import DeviceError
 _KINDS = {0: "other", 1: "integrated", 2: "discrete", 3: "virtual", 4: "cpu"}
 # Best first when nothing was asked for.
 _PREFERENCE = ("discrete", "integrated", "virtual", "other", "cpu")
+# VkSubgroupFeatureFlagBits that the shaders build on: basic, arithmetic, ballot, shuffle, quad.
+_SUBGROUP_OPERATIONS = 0x1 | 0x4 | 0x8 | 0x10 | 0x80
 _COMPUTE_STAGE = 0x20  # VkShaderStageFlagBits
 _COMPUTE_QUEUE = 0x2  # VkQueueFlagBits
 _DEVICE_LOCAL_HEAP = 0x1  # VkMemoryHeapFlagBits
@@ -348,3 +350,27 @@ def select_device(devices: list[DeviceInfo], selector: str | None) -> DeviceInfo
         number = "no" if not found else "more than one"
         raise DeviceError(f"{number} Vulkan device matches {selector!r}; expected one of {listing}: pass its number")
     return found[0]
+
+
+def require_usable(info: DeviceInfo) -> None:
+    """Check what shows without opening the device.
+
+    Raises:
+        DeviceError: it has no memory, or its subgroups are not what the kernels are written for.
+    """
+    size = info.subgroup_size
+    if not info.heaps:
+        raise DeviceError(
+            f"{info.name} has no memory heaps; expected at least one (a null device only compiles): "
+            "choose another --device"
+        )
+    if not 8 <= size <= 128 or size & (size - 1):
+        raise DeviceError(
+            f"{info.name} has subgroups of {size}; expected a power of two from 8 to 128: choose another --device"
+        )
+    missing = _SUBGROUP_OPERATIONS & ~info.subgroup_operations
+    if missing:
+        raise DeviceError(
+            f"{info.name} lacks subgroup operations {missing:#x} (VkSubgroupFeatureFlagBits) in compute shaders; "
+            f"expected {_SUBGROUP_OPERATIONS:#x}: update its driver or choose another --device"
+        )
