@@ -33,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--startup", action="store_true", help="instead: in a fresh process, time to the first token and peak memory")
     options.add_path(parser)
     options.add_chunk(parser)
+    options.add_memory(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -48,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
         from harness.startup import measure_startup
 
         return measure_startup(args, gguf.path)
-    model = load_model(gguf, open_device(args.device))
+    model = load_model(gguf, open_device(args.device, memory_fraction=args.memory_fraction))
     rows, lost = [], None
     try:
         for row in measure(model, config, path, args):

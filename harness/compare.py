@@ -75,6 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--seed", type=options.non_negative_int, default=1, metavar="N", help="draws the prompts (default 1)"
     )
     options.add_chunk(parser)
+    options.add_memory(parser)
     parser.add_argument(
         "-o",
         "--output",

@@ -56,7 +56,7 @@ def measure_model(job: "Job", args: argparse.Namespace) -> Measured:
 
     gguf, config = open_file(args)
     warn_beyond_training(config, job.contexts[-1])
-    device = open_device(args.device)
+    device = open_device(args.device, memory_fraction=args.memory_fraction)
     from model.budget import available_bytes
     from vkbackend.peaks import measure_peaks
 

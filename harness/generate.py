@@ -30,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=options.non_negative_int, metavar="N", help="repeat a sampled text (default: a fresh one)")
     options.add_path(parser)
     options.add_chunk(parser)
+    options.add_memory(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -46,7 +47,8 @@ def run(args: argparse.Namespace) -> int:
     prompt = prompt_tokens(tokenizer, args)
     n_ctx = len(prompt) + args.tokens
     warn_beyond_training(config, n_ctx)
-    session = open_session(load_model(gguf, open_device(args.device)), path, n_ctx, args.chunk)
+    device = open_device(args.device, memory_fraction=args.memory_fraction)
+    session = open_session(load_model(gguf, device, path, n_ctx, args.chunk), path, n_ctx, args.chunk)
     lost = None
     decoder = tokenizer.stream()
     show = _silent if options.json_to_stdout(args) else _write

@@ -1,4 +1,4 @@
-"""``latentvk inspect``: what a model is and what it costs in memory, by arithmetic alone. No device is opened."""
+"""``latentvk inspect``: what a model is and costs in memory, by arithmetic; only ``--measure`` opens a device."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ from model.layout import (
     weight_bytes,
 )
 from model.mix import MIXES, mix_types
-from vkbackend.errors import InputError
+from vkbackend.errors import InputError, LatentvkError
 
-HELP = "show a model's shape, parameters, weight bytes and cache bytes; needs no device"
+HELP = "show a model's shape, parameters, weight bytes and cache bytes; needs no device (but for --measure)"
 EXAMPLE = "latentvk inspect --preset glm-4.7-flash --context 200192 --memory 96GiB"
 
 DEFAULT_MIX = "q4_k_m"
@@ -59,12 +59,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--preset", metavar="NAME", help=f"a published shape in place of a file: {', '.join(PRESETS)}")
     add("--mix", metavar="NAME", help=f"with --preset, types assumed: {', '.join(MIXES)} (default {DEFAULT_MIX})")
     add("--context", type=options.positive_int, metavar="N", help="tokens (default: the trained length)")
+    add("--measure", action="store_true", help="allocate each path's f16 cache on the device and count the bytes there")
+    options.add_memory(parser)
     add("--memory", type=options.size_bytes, metavar="SIZE", help="such as 96GiB: adds the largest context that fits")
 
 
 def run(args: argparse.Namespace) -> int:
     subject = _subject(args)
     facts = describe(subject, args.context, args.memory)
+    if args.measure:
+        measure(subject.config, facts, args)
     options.emit_json(args, facts)
     if not options.json_to_stdout(args):
         _print(subject, facts, Console())
@@ -130,6 +134,37 @@ def describe(subject: Subject, context: int | None, memory: int | None) -> dict[
             for cache_type in CACHE_TYPES
         ],
     }
+
+
+def measure(config: ModelConfig, facts: dict[str, Any], args: argparse.Namespace) -> None:
+    """Add to ``facts`` what each path's f16 cache takes of the device's memory when it is allocated.
+
+    Its row gets ``allocated_bytes``, counted where Vulkan allocates, or None and, as ``not_allocated``, why.
+    """
+    from model.cache import Cache, cache_capacity
+    from vkbackend.device import open_device
+
+    device = open_device(args.device, memory_fraction=args.memory_fraction)
+    try:
+        facts["device"] = device.info.name
+        for row in facts["cache"]:
+            if row["type"] != "f16":
+                continue
+            path, room = PATHS[row["path"]], device.memory.room()
+            needed = cache_bytes(config, path.layout, path.cache_type, cache_capacity(facts["context"]))
+            row["allocated_bytes"] = row["not_allocated"] = None
+            if needed > room.nbytes:
+                row["not_allocated"] = f"needs {needed} bytes, {room.nbytes} left {room.limit}"
+                continue
+            try:
+                cache = Cache(device, config, path, facts["context"])
+            except LatentvkError as error:
+                row["not_allocated"] = str(error)
+                continue
+            row["allocated_bytes"] = cache.nbytes
+            cache.free()
+    finally:
+        device.close()
 
 
 def _by_type(subject: Subject) -> dict[str, dict[str, int]]:
@@ -216,6 +251,9 @@ def _cache_table(facts: dict[str, Any]) -> Table:
     table.add_column("path", no_wrap=True)
     table.add_column("type", no_wrap=True)
     headers = ["elements", "bytes/token", "ratio", f"MiB at {facts['context']:,}"]
+    measured = "device" in facts
+    if measured:
+        headers.append("allocated")
     if memory is not None:
         headers.append(f"fits {bytes_text(memory)}")
     for header in headers:
@@ -232,6 +270,7 @@ def _cache_table(facts: dict[str, Any]) -> Table:
             f"{row['bytes_per_token']:,}",
             f"{row['bytes_per_token'] / base:.2f}",
             f"{row['bytes'] / 2**20:,.2f}",
+            *([_allocated(row)] if measured else []),
             *([] if memory is None else [f"{row['max_context']:,}"]),
         )
     lines = [f"{name}: {words}" for name, words in LAYOUT_WORDS.items()]
@@ -239,8 +278,18 @@ def _cache_table(facts: dict[str, Any]) -> Table:
     if memory is not None:
         weights = bytes_text(facts["weights"]["bytes"])
         table.caption += f" Fits: tokens beside {weights} of weights, nothing set aside for the system."
+    if measured:
+        table.caption += f" Allocated: MiB counted on {facts['device']}, in whole units of 32 tokens."
+        for row in facts["cache"]:
+            if row.get("not_allocated"):
+                table.caption += f" {row['path']} was not allocated: {row['not_allocated']}."
     table.caption_justify = "left"
     return table
+
+
+def _allocated(row: dict[str, Any]) -> str:
+    found = row.get("allocated_bytes")
+    return "" if found is None else f"{found / 2**20:,.2f}"
 
 
 def _count(n: int) -> str:

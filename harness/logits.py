@@ -25,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     tokens.add_argument("--tokens-file", type=Path, metavar="FILE", help="token ids with commas, spaces or line breaks")
     options.add_path(parser)
     options.add_chunk(parser)
+    options.add_memory(parser)
     add("-o", "--output", type=Path, required=True, metavar="FILE", help="gets 'tokens' [T] and 'logits' [T, V]")
 
 
@@ -43,7 +44,9 @@ def run(args: argparse.Namespace) -> int:
     warn_beyond_training(config, len(tokens))
     # The output file is opened before the work: a place that cannot be written is found out now.
     with replacing(args.output) as stream:
-        session = open_session(load_model(gguf, open_device(args.device)), path, len(tokens), args.chunk)
+        device = open_device(args.device, memory_fraction=args.memory_fraction)
+        model = load_model(gguf, device, path, len(tokens), args.chunk)
+        session = open_session(model, path, len(tokens), args.chunk)
         try:
             logits = np.empty((len(tokens), config.n_vocab), np.float32)
             piece = session.chunk * max(1, _PIECE_BYTES // (4 * config.n_vocab * session.chunk))

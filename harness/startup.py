@@ -24,6 +24,7 @@ def measure_startup(args: argparse.Namespace, model: Path) -> int:
 
     command = [sys.executable, "-m", "harness.startup", "--path", args.path]
     command += ["--device", args.device] if args.device else []
+    command += ["--memory-fraction", str(args.memory_fraction)] if args.memory_fraction else []
     command += ["--started", repr(time.clock_gettime(time.CLOCK_MONOTONIC)), str(model)]
     # The child says itself, on standard error, what went wrong.
     child = subprocess.run(command, stdout=subprocess.PIPE, text=True)
@@ -52,6 +53,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="harness.startup")
     parser.add_argument("--path", required=True)
     parser.add_argument("--device")
+    options.add_memory(parser)
     parser.add_argument("--started", type=float, required=True)
     parser.add_argument("model")
     args = parser.parse_args()
@@ -78,7 +80,7 @@ def first_token(args: argparse.Namespace) -> dict[str, Any]:
 
     gguf, _ = open_file(args)
     done("file checked")
-    model = load_model(gguf, open_device(args.device))
+    model = load_model(gguf, open_device(args.device, memory_fraction=args.memory_fraction))
     done("model loaded")
     session = open_session(model, get_path(args.path), 256, None)
     done("session ready")

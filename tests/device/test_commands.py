@@ -188,3 +188,21 @@ def test_compare_does_not_try_what_does_not_fit(capsys: Captured) -> None:
     assert latent["not_run"] == ""
     assert (fallback["not_run"], fallback["cache_bytes"]) == ("does not fit", None)
     assert fallback["needed_bytes"] == needed
+
+
+def test_inspect_measures_the_caches_where_vulkan_allocates(capsys: pytest.CaptureFixture[str]) -> None:
+    """The published shape's caches, but for the one that --memory-fraction forbids."""
+    arguments = ["inspect", "--preset", "glm-4.7-flash", "--context", "1000", "--measure", "--memory-fraction", "0.01"]
+    assert main([*arguments, "--json", "-"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    rows = {row["path"]: row for row in facts["cache"] if row["type"] == "f16"}
+    for path, buffers in (("mla", 47), ("mla-v", 94)):
+        formula = 1024 * rows[path]["bytes_per_token"]
+        assert formula <= rows[path]["allocated_bytes"] <= formula + buffers * 4096
+        assert rows[path]["not_allocated"] is None
+    assert rows["mha"]["allocated_bytes"] is None
+    assert rows["mha"]["not_allocated"].startswith(f"needs {1024 * 962_560} bytes, ")
+    assert " left under --memory-fraction 0.01 of the host's " in rows["mha"]["not_allocated"]
+    assert main(arguments) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "allocated" in out and "mha was not allocated: needs" in out
