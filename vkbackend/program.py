@@ -175,7 +175,7 @@ class Program:
 
         companion = self.device.companion
         with companion.lock, companion.creating(f"program {self.name}"):
-            sequence = self.device.manager.sequence(0, timestamps)
+            sequence = self.device.sequence(f"program {self.name}", timestamps)
             for piece in pieces:
                 if piece.box.base != (0, 0, 0) or not recorded.barriers[piece.launch]:
                     companion.overlap()

@@ -46,11 +46,14 @@ class HeapUse:
     failures: int
 
 
+_HEAP_NUMBERS = ("size", "budget", "usage", "live", "peak", "allocations", "failures")
+
+
 class _Heap(ctypes.Structure):
     """companion_heap."""
 
-    _fields_ = [  # noqa: RUF012
-        *((name, ctypes.c_uint64) for name in ("size", "budget", "usage", "live", "peak", "allocations", "failures")),
+    _fields_ = [
+        *((name, ctypes.c_uint64) for name in _HEAP_NUMBERS),
         ("flags", ctypes.c_uint32),
     ]
 
@@ -192,9 +195,9 @@ class Companion:
     def _error(self, what: str, result: int, call: str) -> DeviceError:
         if result in _OUT_OF_MEMORY:
             return OutOfMemoryError(
-                f"{self._name}: {what} failed, {call} is out of {_OUT_OF_MEMORY[result]} memory with {self.live_bytes()} "
-                "bytes allocated here; expected enough: use a shorter context or a smaller quantisation, or close "
-                "other programs"
+                f"{self._name}: {what} failed, {call} is out of {_OUT_OF_MEMORY[result]} memory with "
+                f"{self.live_bytes()} bytes allocated here; expected enough: use a shorter context or a smaller "
+                "quantisation, or close other programs"
             )
         if result == _DEVICE_LOST:
             return DeviceLostError(
@@ -251,7 +254,7 @@ class Companion:
         found: list[HeapUse] = []
         heap = _Heap()
         while self._lib.companion_heap_use(self._handle, len(found), ctypes.byref(heap)):
-            values = {name: int(getattr(heap, name)) for name, _ in _Heap._fields_ if name != "flags"}
+            values = {name: int(getattr(heap, name)) for name in _HEAP_NUMBERS}
             found.append(HeapUse(device_local=bool(heap.flags & _DEVICE_LOCAL), **values))
         return tuple(found)
 

@@ -25,7 +25,7 @@ MANIFEST = "VkLayer_latentvk_companion.json"
 VALIDATION_LAYER = "VK_LAYER_KHRONOS_validation"
 INTERFACE = 1  # COMPANION_INTERFACE of companion.h
 
-# What LATENTVK_VALIDATE may name, with the validation layer's own switches (VK_LAYER_ENABLES). Core checks are always on.
+# What LATENTVK_VALIDATE may name, with the validation layer's own switches (VK_LAYER_ENABLES). Core is always on.
 _CHECKS = {
     "core": (),
     "sync": ("VK_VALIDATION_FEATURE_ENABLE_SYNCHRONIZATION_VALIDATION_EXT",),
