@@ -1,26 +1,69 @@
-"""What all tests here share, made once: the device (without one they are skipped and say why) and small models."""
+"""What all tests here share, made once: the device (without one they are skipped and say why) and small models.
+
+All of them run under the Khronos validation layer, and one that leaves a message of it fails. LATENTVK_VALIDATE names
+other checks than the usual; set and empty it turns validation off, which needs no such layer and is faster.
+"""
+
+import os
+from collections.abc import Iterator
 
 import pytest
 from small_models import NAMES, SmallModel, open_small_model
 
+from vkbackend.companion import messages
 from vkbackend.device import Device, open_device
 from vkbackend.errors import DeviceError
+from vkbackend.physical import list_devices
+
+os.environ.setdefault("LATENTVK_VALIDATE", "core,sync,queue-sync")  # child processes inherit it
+CHECKED = pytest.StashKey[list[int]]()  # tests watched, messages left
+
+
+def require_silence(config: pytest.Config) -> None:
+    """Fail with the validation messages since the last call, if there are any."""
+    left = messages()
+    config.stash[CHECKED][1] += len(left)
+    if left:
+        pytest.fail(f"{len(left)} validation messages, the first: {left[0]}", pytrace=False)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[CHECKED] = [0, 0]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    tests, left = config.stash[CHECKED]
+    checks = os.environ["LATENTVK_VALIDATE"]
+    if tests and checks:
+        terminalreporter.write_line(f"validation ({checks}): {left} messages in {tests} device tests")
+
+
+@pytest.fixture(autouse=True)
+def no_validation_messages(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A test that leaves a validation message fails."""
+    request.config.stash[CHECKED][0] += 1
+    yield
+    require_silence(request.config)
 
 
 @pytest.fixture(scope="session")
-def device() -> Device:
+def device(request: pytest.FixtureRequest) -> Iterator[Device]:
     """The device that LATENTVK_DEVICE names, else the best one."""
     try:
-        return open_device()
+        list_devices()
     except DeviceError as reason:
         pytest.skip(str(reason))
+    opened = open_device()
+    yield opened
+    opened.close()
+    require_silence(request.config)
 
 
 @pytest.fixture(scope="session")
-def small_models(device: Device, tmp_path_factory: pytest.TempPathFactory) -> dict[str, SmallModel]:
+def small_models(device: Device, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, SmallModel]]:
     """Every small model by name."""
     folder = tmp_path_factory.mktemp("models")
-    return {name: open_small_model(name, folder, device) for name in NAMES}
+    yield {name: open_small_model(name, folder, device) for name in NAMES}
 
 
 @pytest.fixture(params=NAMES)
