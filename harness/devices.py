@@ -131,7 +131,9 @@ def _lines(
     for number, heap in enumerate(info.heaps):
         yield f"  heap {number}", _heap_text(heap)
     if gtt is not None:
-        pages = "" if gtt.pages_limit is None else f", {gtt.ttm}.pages_limit={gtt.pages_limit} pages of {PAGE} B"
+        pages = (
+            "" if gtt.pages_limit is None else f", {gtt.ttm}.pages_limit={gtt.pages_limit} ({bytes_text(PAGE)} each)"
+        )
         size = "" if gtt.gttsize is None else f", amdgpu.gttsize={gtt.gttsize} MiB"
         limit = f"at most {bytes_text(gtt.total)} of the host's, {bytes_text(gtt.carved_out)} carved out"
         yield "  GTT", f"{limit}{pages}{size}; a model that needs more: boot Linux with {parameters(gtt)}"

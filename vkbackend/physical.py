@@ -176,9 +176,9 @@ class _Physical:
 
     def __init__(self, vk: Any, raw: Any, handle: Any) -> None:
         self.vk, self.ffi, self.lib, self.handle = vk, raw.ffi, raw.lib, handle
-        self.properties = self._filled("Properties2", {}, raw.lib.vkGetPhysicalDeviceProperties2)[
-            "Properties2"
-        ].properties
+        # The whole structure is kept: what is inside one does not keep its memory.
+        self._whole = self._filled("Properties2", [], raw.lib.vkGetPhysicalDeviceProperties2)["Properties2"]
+        self.properties = self._whole.properties
         packed = self.properties.apiVersion
         self.version = packed >> 22 & 0x7F, packed >> 12 & 0x3FF
         self.extensions = self._extensions()
@@ -212,14 +212,15 @@ class _Physical:
         """The names of the features that the device supports."""
         offered = {name: chain for name, (chain, core, ext) in _FEATURES.items() if self.offers(core, ext)}
         made = self._filled("Features2", offered.values(), self.lib.vkGetPhysicalDeviceFeatures2)
-        made["Features2"] = made["Features2"].features
-        found = [name for name, chain in offered.items() if getattr(made[chain], name)]
+        core = made["Features2"].features
+        found = [n for n, chain in offered.items() if getattr(core if chain == "Features2" else made[chain], n)]
         return (*found, *(["memoryBudget"] if _MEMORY_BUDGET in self.extensions else []))
 
     def read_memory(self) -> tuple[tuple[Heap, ...], tuple[MemoryType, ...]]:
         """The heaps, with budget and use where the device tells them, and the memory types."""
         read = self.lib.vkGetPhysicalDeviceMemoryProperties2
-        memory = self._filled("MemoryProperties2", [], read)["MemoryProperties2"].memoryProperties
+        whole = self._filled("MemoryProperties2", [], read)["MemoryProperties2"]
+        memory = whole.memoryProperties
         types = tuple(
             MemoryType(int(t.heapIndex), int(t.propertyFlags))
             for t in (memory.memoryTypes[i] for i in range(memory.memoryTypeCount))

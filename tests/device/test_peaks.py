@@ -1,8 +1,12 @@
 """The measured peaks: results checked, nothing left on the device, passes repeated until a submission costs little."""
 
+import json
+import os
+
 import numpy as np
 import pytest
 
+from harness.cli import main
 from vkbackend import peaks
 from vkbackend.buffer import Buffer
 from vkbackend.device import Device
@@ -59,3 +63,14 @@ def test_short_passes_are_repeated_in_one_program(device: Device, monkeypatch: p
     monkeypatch.setattr(peaks, "_MOST_PASSES", peaks._SINKS + 1)  # one sink is written twice
     peaks._bandwidth(device, 2)
     assert lengths == [1, 1, 9, 9, 9]
+
+
+def test_the_command_measures_the_device_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    number = os.environ.get("LATENTVK_DEVICE", "0")
+    assert main(["devices", "--measure", "--device", number, "--json", "-"]) == 0
+    (found,) = [device for device in json.loads(capsys.readouterr().out) if device["chosen"]]
+    assert found["unusable"] is None and set(found["features_on"]) <= set(found["features"])
+    assert all(heap["budget"] is None or heap["budget"] > 0 for heap in found["heaps"])
+    measured = found["measured"]
+    assert measured["bandwidth_bytes_per_s"] == np.median(measured["samples"]["bandwidth"]) > 0
+    assert len(measured["samples"]["arithmetic"]) == 5
