@@ -289,6 +289,10 @@ class Companion:
         """Make the device artificially slow: a submission takes at least this long for each of its workgroups."""
         self._lib.companion_slow_down(self._handle, ctypes.c_uint64(int(seconds_per_workgroup * 1e9)))
 
+    def share_pipelines(self, share: bool) -> None:
+        """Whether identical pipelines are shared, as they are unless told otherwise."""
+        self._lib.companion_share_pipelines(self._handle, ctypes.c_bool(share))
+
     def lose(self) -> None:
         """Let the next wait report that the device is lost."""
         self._lib.companion_lose(self._handle)

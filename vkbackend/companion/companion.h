@@ -124,6 +124,9 @@ COMPANION_API void companion_fail_call_of_next_device(uint64_t n, int32_t result
 /* An artificially slow device: a submission takes at least this long for each of its workgroups. */
 COMPANION_API void companion_slow_down(companion_device *device, uint64_t per_workgroup);
 
+/* Whether identical create-infos share a pipeline (they do unless told otherwise), to measure what that is worth. */
+COMPANION_API void companion_share_pipelines(companion_device *device, bool share);
+
 /* The next wait reports VK_ERROR_DEVICE_LOST, and so does every call after it. */
 COMPANION_API void companion_lose(companion_device *device);
 

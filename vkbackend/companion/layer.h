@@ -143,7 +143,7 @@ struct companion_device {
 
     uint64_t fallible_calls, fail_in, slow_down;
     VkResult fail_with;
-    bool lose_next;
+    bool lose_next, share_nothing;
 };
 
 /* layer.c: dispatchable handles of one device begin with the same pointer, which the loader put there. */

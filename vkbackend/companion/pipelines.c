@@ -109,7 +109,7 @@ static VKAPI_ATTR void VKAPI_CALL layer_UpdateDescriptorSets(VkDevice device, ui
 static uint32_t content_of_pipeline(companion_device *d, const VkComputePipelineCreateInfo *info, uint32_t subgroup) {
     const object *module = find(d, OBJECT_SHADER_MODULE, HANDLE(info->stage.module));
     const object *layout = find(d, OBJECT_PIPELINE_LAYOUT, HANDLE(info->layout));
-    if (info->pNext || info->stage.pNext || info->basePipelineHandle || !module || !layout) return 0;
+    if (d->share_nothing || info->pNext || info->stage.pNext || info->basePipelineHandle || !module || !layout) return 0;
     bytes key = {0};
     const uint32_t fields[] = {module->content, layout->content, info->flags, info->stage.flags, subgroup};
     append(&key, fields, sizeof fields);
@@ -199,6 +199,8 @@ PFN_vkVoidFunction pipeline_function(const char *name) {
 }
 
 void companion_require_subgroup_size(companion_device *d, uint32_t size) { d->subgroup_size = size; }
+
+void companion_share_pipelines(companion_device *d, bool share) { d->share_nothing = !share; }
 
 void companion_pipeline_counts(const companion_device *d, uint64_t *created, uint64_t *shared) {
     *created = d->pipelines_created;
