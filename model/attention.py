@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from model import kernels
-from model.cache import LayerCache
+from model.cache import LatentShard, LayerCache
 from model.config import ModelConfig
 from model.linear import View, linear
 from model.scratch import Scratch
@@ -68,8 +68,8 @@ class AttentionBlock:
     def emit(self, program: Program, scratch: Scratch, tokens: int) -> None:
         """x += attention(norm(x)) for ``tokens`` (1, or the chunk's capacity)."""
         self._queries_and_latent(program, scratch, tokens)
-        if self.cache.latent is not None:
-            self._latent(program, scratch, tokens, self.cache.latent)
+        if self.cache.latent:
+            self._latent(program, scratch, tokens)
         elif self.cache.keys_per_head is not None and self.cache.values_per_head is not None:
             self._per_head(program, scratch, tokens, self.cache.keys_per_head, self.cache.values_per_head)
         c = self.config
@@ -129,35 +129,63 @@ class AttentionBlock:
         c = self.config
         return {"latent": c.kv_lora, "rope": c.qk_rope, "n_high": scratch.n_high, "eps": float(c.rms_eps)}
 
-    def _latent(self, program: Program, scratch: Scratch, tokens: int, latent: Buffer) -> None:
-        c = self.config
-        values = {} if self.cache.values is None else {"values": self.cache.values}
-        program.launch(
-            kernels.LATENT_CACHE_V if values else kernels.LATENT_CACHE,
-            {
-                "kv": scratch["kv"],
-                "weight": self.vectors["attn_kv_a_norm"],
-                "rope_tables": scratch["rope_tables"],
-                "params": scratch["params"],
-                "cache": latent,
-                **values,
-            },
-            (tokens, 1, 1),
-            push=self._latent_push(scratch),
-        )
+    def _latent(self, program: Program, scratch: Scratch, tokens: int) -> None:
+        c, shards = self.config, self.cache.latent
+        for shard in shards:
+            values = {} if shard.values is None else {"values": shard.values}
+            kernel, push = kernels.LATENT_CACHE_V if values else kernels.LATENT_CACHE, self._latent_push(scratch)
+            if len(shards) > 1:
+                kernel = kernels.for_shard(kernel, kernels.SHARD_PUSH)
+                push |= {"first": shard.first, "last": shard.end}
+            program.launch(
+                kernel,
+                {
+                    "kv": scratch["kv"],
+                    "weight": self.vectors["attn_kv_a_norm"],
+                    "rope_tables": scratch["rope_tables"],
+                    "params": scratch["params"],
+                    "cache": shard.latent,
+                    **values,
+                },
+                (tokens, 1, 1),
+                push=push,
+            )
         self._rope_query(program, scratch, tokens, "q_latent", c.latent_dim, c.kv_lora)
         nope = View(scratch["q"], batch=c.key_dim, token=c.n_head * c.key_dim)
         absorbed = View(scratch["q_latent"], batch=c.latent_dim, token=c.n_head * c.latent_dim)
         self._linear(program, scratch, tokens, "attn_k_b", nope, absorbed)
 
         splits = self.shape.splits if tokens == 1 else 1
+        slots = splits * len(shards)
+        for index, shard in enumerate(shards):
+            self._attend(program, scratch, tokens, shard, splits, index * splits, slots)
+        if slots > 1:
+            program.launch(
+                kernels.ATTENTION_COMBINE,
+                {"parts": scratch["parts"], "stats": scratch["stats"], "out": scratch["latent_out"]},
+                (tokens * c.n_head, 1, 1),
+                push={"latent": c.kv_lora, "splits": slots},
+            )
+        out = View(scratch["latent_out"], batch=c.kv_lora, token=c.n_head * c.kv_lora)
+        self._linear(program, scratch, tokens, "attn_v_b", out, self._heads_view(scratch))
+
+    def _attend(
+        self, program: Program, scratch: Scratch, tokens: int, shard: LatentShard, splits: int, slot: int, slots: int
+    ) -> None:
+        """Attention over one shard's positions, whose sums go to ``splits`` of a head's ``slots``, from ``slot`` on."""
+        c = self.config
+        values = {} if shard.values is None else {"values": shard.values}
         kernel = kernels.ATTENTION_LATENT_V if values else kernels.ATTENTION_LATENT
+        push: dict[str, int | float] = {"heads": c.n_head, "scale": c.attn_scale}
+        if slots > splits:
+            kernel = kernels.for_shard(kernel, kernels.SHARD_SLOTS_PUSH)
+            push |= {"first": shard.first, "last": shard.end, "slot_first": slot, "slots": slots}
         program.launch(
             kernel.variant(ARRAYS_IN_MEMORY="1") if program.device.info.kind == "cpu" else kernel,
             {
                 "q": scratch["q_latent"],
-                "cache": latent,
-                "out": scratch["parts" if splits > 1 else "latent_out"],
+                "cache": shard.latent,
+                "out": scratch["parts" if slots > 1 else "latent_out"],
                 "stats": scratch["stats"],
                 "params": scratch["params"],
                 **values,
@@ -172,18 +200,9 @@ class AttentionBlock:
                 "LATENT_WORDS": self.shape.latent_words,
                 "ROPE_WORDS": self.shape.rope_words,
             },
-            push={"heads": c.n_head, "scale": c.attn_scale},
+            push=push,
             deep=True,
         )
-        if splits > 1:
-            program.launch(
-                kernels.ATTENTION_COMBINE,
-                {"parts": scratch["parts"], "stats": scratch["stats"], "out": scratch["latent_out"]},
-                (c.n_head, 1, 1),
-                push={"latent": c.kv_lora, "splits": splits},
-            )
-        out = View(scratch["latent_out"], batch=c.kv_lora, token=c.n_head * c.kv_lora)
-        self._linear(program, scratch, tokens, "attn_v_b", out, self._heads_view(scratch))
 
     def _heads_view(self, scratch: Scratch) -> View:
         c = self.config

@@ -46,12 +46,12 @@ def _remedies(device: Device, left: Room, needed: int) -> str:
 def binding_context(config: ModelConfig, path: Path, limit: int) -> int:
     """Positions at which one buffer of a session reaches ``limit`` bytes, in whole units of 32.
 
-    That buffer is a layer's latent rows or, per head, one head's keys or values or a single token's scores (f32).
+    Per head that buffer is one head's keys or values or a single token's scores (f32); latent rows are split over
+    buffers, so that only the 32 bits in which positions are counted limit them.
     """
-    if path.layout is CacheLayout.PER_HEAD:
-        a_position = max(2 * config.key_dim, 2 * config.v_head, 4 * config.n_head)
-    else:
-        a_position = 2 * config.latent_dim
+    if path.layout is not CacheLayout.PER_HEAD:
+        return 2**32 - UNIT
+    a_position = max(2 * config.key_dim, 2 * config.v_head, 4 * config.n_head)
     return max(0, limit - SLACK_BYTES) // a_position // UNIT * UNIT
 
 

@@ -7,8 +7,7 @@ scores and values are plain matrix products, as a runtime without MLA computes t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 from model.config import ModelConfig
@@ -17,30 +16,31 @@ from model.weights import UNIT, Weight, allocate_f16
 from vkbackend.buffer import Buffer
 from vkbackend.device import Device
 from vkbackend.errors import InputError
-from vkbackend.memory import Use
+from vkbackend.memory import Use, buffer_limit
+
+
+@dataclass(frozen=True)
+class LatentShard:
+    """Positions ``first`` to ``end`` of a layer's latent rows and, in the layout that has one, of the V copy."""
+
+    latent: Buffer
+    values: Buffer | None
+    first: int
+    end: int
 
 
 @dataclass(frozen=True)
 class LayerCache:
-    """One layer's buffers; those that the layout does not have are None."""
+    """One layer's buffers; those that the layout does not have are empty or None."""
 
-    latent: Buffer | None = None
-    values: Buffer | None = None
+    latent: tuple[LatentShard, ...] = ()
     keys_per_head: Weight | None = None
     values_per_head: Weight | None = None
 
     def parts(self) -> list[Buffer | Weight]:
         """What was allocated."""
-        return [p for p in (self.latent, self.values, self.keys_per_head, self.values_per_head) if p is not None]
-
-
-@contextmanager
-def _freed_on_error(part: Buffer | Weight) -> Iterator[None]:
-    try:
-        yield
-    except BaseException:
-        part.free()
-        raise
+        latent = [part for shard in self.latent for part in (shard.latent, shard.values)]
+        return [p for p in (*latent, self.keys_per_head, self.values_per_head) if p is not None]
 
 
 def cache_capacity(n_ctx: int) -> int:
@@ -48,12 +48,18 @@ def cache_capacity(n_ctx: int) -> int:
     return -(-n_ctx // UNIT) * UNIT
 
 
+def latent_ranges(config: ModelConfig, n_ctx: int, limit: int) -> list[tuple[int, int]]:
+    """(first, end) positions of a layer's shards: as few as bindings of ``limit`` bytes allow."""
+    rows = max(1, limit // (2 * config.latent_dim))
+    return [(first, min(first + rows, n_ctx)) for first in range(0, n_ctx, rows)]
+
+
 class Cache:
     """All layers' caches for ``cache_capacity(n_ctx)`` positions.
 
     Raises:
         InputError: the cache type or the layout's widths have no kernel.
-        DeviceError: one layer's latent cache exceeds a storage buffer binding.
+        DeviceError: one head's keys or values exceed a storage buffer binding, or memory does not suffice.
     """
 
     def __init__(self, device: Device, config: ModelConfig, path: Path, n_ctx: int) -> None:
@@ -73,15 +79,26 @@ class Cache:
             heads, n_ctx, key, value = config.n_head, self.n_ctx, config.key_dim, config.v_head
             widest = n_ctx * max(key, value)
             keys = allocate_f16(device, f"{name}.k", heads, n_ctx, key, widest)
-            with _freed_on_error(keys):
+            try:
                 values = allocate_f16(device, f"{name}.v", heads, value, n_ctx, widest)
+            except BaseException:
+                keys.free()
+                raise
             return LayerCache(keys_per_head=keys, values_per_head=values)
-        latent = Buffer(device, self.n_ctx * config.latent_dim * 2, f"{name}.latent", use=Use.CACHE)
-        if path.layout is CacheLayout.LATENT:
-            return LayerCache(latent=latent)
-        with _freed_on_error(latent):
-            copy = Buffer(device, self.n_ctx * config.kv_lora * 2, f"{name}.values", use=Use.CACHE)
-        return LayerCache(latent=latent, values=copy)
+        with ExitStack() as made:
+            shards = []
+            for first, end in latent_ranges(config, self.n_ctx, buffer_limit(device)):
+                nbytes = (end - first) * config.latent_dim * 2
+                latent = Buffer(device, nbytes, f"{name}.latent[{first}:{end}]", use=Use.CACHE)
+                copy: Buffer | None = None
+                made.callback(latent.free)
+                if path.layout is CacheLayout.LATENT_V:
+                    nbytes = (end - first) * config.kv_lora * 2
+                    copy = Buffer(device, nbytes, f"{name}.values[{first}:{end}]", use=Use.CACHE)
+                    made.callback(copy.free)
+                shards.append(LatentShard(latent, copy, first, end))
+            made.pop_all()
+        return LayerCache(latent=tuple(shards))
 
     @property
     def nbytes(self) -> int:

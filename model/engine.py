@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from model.attention import AttentionShape
 from model.budget import require_fit, require_weights
-from model.cache import Cache, cache_capacity, require_layout
+from model.cache import Cache, cache_capacity, latent_ranges, require_layout
 from model.config import ModelConfig
 from model.device_weights import DeviceWeights, predicted_bytes, transposed_k_b_bytes
 from model.forward import Forward
@@ -109,7 +109,8 @@ def require_session(
     limit, splits = buffer_limit(device), AttentionShape.choose(device, config).splits
 
     def scratch(n: int) -> dict[str, int]:
-        return scratch_bytes(config, path, cache_capacity(n), chunk_capacity(config, path, n, limit, chunk), splits)
+        width, positions = chunk_capacity(config, path, n, limit, chunk), cache_capacity(n)
+        return scratch_bytes(config, path, positions, width, splits, len(latent_ranges(config, positions, limit)))
 
     require_fit(device, config, path, n_ctx, scratch, weights)
 
@@ -133,7 +134,8 @@ class Session:
         self.model, self.path = model, path
         self.chunk = chunk_capacity(config, path, n_ctx, buffer_limit(device), chunk)
         shape = AttentionShape.choose(device, config)
-        sizes = scratch_bytes(config, path, cache_capacity(n_ctx), self.chunk, shape.splits)
+        shards = len(latent_ranges(config, cache_capacity(n_ctx), buffer_limit(device)))
+        sizes = scratch_bytes(config, path, cache_capacity(n_ctx), self.chunk, shape.splits, shards)
         self.n_ctx = n_ctx
         with ExitStack() as made:  # what exists already is given back when the next part fails
             self._cache = Cache(device, config, path, n_ctx)

@@ -3,6 +3,8 @@
 The shaders' own first lines say what each computes; the order here is their binding and constant order.
 """
 
+from dataclasses import replace
+
 from gguf import GGMLQuantizationType
 
 from vkbackend.kernel import Kernel
@@ -61,6 +63,9 @@ LATENT_CACHE_V = Kernel(
     push=LATENT_CACHE.push,
     macros={"REDUNDANT_V": "1"},
 )
+# The same with SHARD: one of the position ranges that a cache larger than a binding is split into.
+SHARD_PUSH = ("first", "last")
+SHARD_SLOTS_PUSH = (*SHARD_PUSH, "slot_first", "slots")
 LATENT_EXPAND = LATENT_CACHE.variant(PER_HEAD="1")
 ROPE_QUERY = Kernel(
     "rope_query.comp",
@@ -108,6 +113,11 @@ MOE_SUM = Kernel(
 )
 ARGMAX = Kernel("argmax.comp", (("logits", "r"), ("best", "w")), push=("count", "share"))
 ARGMAX_FINAL = Kernel("argmax.comp", (("best", "r"), ("token", "w")), push=("count", "share"), macros={"FINAL": "1"})
+
+
+def for_shard(kernel: Kernel, push: tuple[str, ...]) -> Kernel:
+    """The kernel that serves one shard of a split latent cache, with the push constants that say which."""
+    return replace(kernel.variant(SHARD="1"), push=(*kernel.push, *push))
 
 
 def for_format(kernel: Kernel, kind: GGMLQuantizationType) -> Kernel:

@@ -30,12 +30,14 @@ def rope_tables(config: ModelConfig, n_ctx: int) -> tuple[np.ndarray, int]:
     return np.stack([np.cos(angles), np.sin(angles)], axis=-1).astype(np.float32), n_high
 
 
-def scratch_bytes(config: ModelConfig, path: Path, n_ctx: int, chunk: int, splits: int) -> dict[str, int]:
+def scratch_bytes(config: ModelConfig, path: Path, n_ctx: int, chunk: int, splits: int, shards: int) -> dict[str, int]:
     """Bytes of every activation buffer by name, from arithmetic alone.
 
-    ``[T]`` below is the chunk's capacity in tokens, H heads, S the splits of the cache for a single token.
+    ``[T]`` below is the chunk's capacity in tokens, H heads, S the sums that a head's attention is made of:
+    for a single token ``splits`` for each of the latent cache's ``shards``, for a chunk one where there are several.
     """
     c, width = config, chunk
+    sums = shards * max(splits, width if shards > 1 else 1)
     hidden = max(c.n_ff, c.n_expert_used * c.n_ff_exp, c.n_expert_shared * c.n_ff_exp)
     elements = {
         "x": width * c.n_embd,  # residual stream [T, n_embd]
@@ -72,8 +74,8 @@ def scratch_bytes(config: ModelConfig, path: Path, n_ctx: int, chunk: int, split
         elements |= {
             "q_latent": width * c.n_head * c.latent_dim,  # absorbed queries [T, H, kv_lora + rope]
             "latent_out": width * c.n_head * c.kv_lora,
-            "parts": splits * c.n_head * c.kv_lora,  # [H, S, kv_lora]
-            "stats": 2 * splits * c.n_head,
+            "parts": sums * c.n_head * c.kv_lora,  # [T, H, S, kv_lora]
+            "stats": 2 * sums * c.n_head,
         }
     return {name: 4 * n + SLACK_BYTES for name, n in elements.items()}
 

@@ -4,6 +4,7 @@
 // the lanes as packed halves, serves all of them, and its first LATENT entries serve again as the value.
 // Online softmax over tiles of TILE rows (Milakov and Gimelshein 2018; Dao et al. 2022).
 // REDUNDANT_V: values come from their own buffer instead.
+// SHARD: the buffers hold only the positions from `first` to `last`; attention_combine joins the shards' sums.
 // ARRAYS_IN_MEMORY: for CPU drivers, whose compiler takes tens of seconds over hundreds of values that live through a loop. A
 // loop that indexes the arrays keeps them in memory, their first cache; a GPU must not have it, or they leave its registers.
 #extension GL_GOOGLE_include_directive : require
@@ -34,6 +35,12 @@ layout(binding = 5) readonly buffer ValueCache { uint values[]; }; // [position]
 layout(push_constant) uniform Push {
     uint heads; // of the model
     float scale;
+#ifdef SHARD
+    uint first;      // position of the buffers' first row
+    uint last;       // one past their last
+    uint slot_first; // of this launch's splits among all of a head's
+    uint slots;
+#endif
 };
 
 const uint WORDS = LATENT_WORDS + ROPE_WORDS;
@@ -61,6 +68,14 @@ void main() {
     uint group = gl_WorkGroupID.x, split = gl_WorkGroupID.y, token = gl_WorkGroupID.z;
     if (token >= n_tokens) return;
     uint visible = n_past + token + 1u;
+#ifdef SHARD
+    visible = min(visible, last) - min(visible, first); // of this shard's rows, which are counted from its first
+    const bool partial_sums = true;
+    uint slot_offset = slot_first, slots_a_head = slots;
+#else
+    const bool partial_sums = SPLITS > 1u;
+    uint slot_offset = 0u, slots_a_head = SPLITS;
+#endif
     uint share = ((visible + SPLITS * TILE - 1u) / (SPLITS * TILE)) * TILE;
     uint begin = split * share, end = min(begin + share, visible);
     uint first_head = token * heads + group * HEADS;
@@ -126,10 +141,10 @@ void main() {
     }
 
     [[unroll]] for (uint h = 0u; h < HEADS; h++) {
-        uint slot = (first_head + h) * SPLITS + split;
-        float norm = SPLITS == 1u ? 1.0 / sum[h] : 1.0;
+        uint slot = (first_head + h) * slots_a_head + slot_offset + split;
+        float norm = partial_sums ? 1.0 : 1.0 / sum[h];
         ARRAY_LOOP for (uint i = 0u; i < LATENT_WORDS; i++)
             if (held(i)) outp[slot * (LATENT / 2u) + row_word(i)] = acc[h * LATENT_WORDS + i] * norm;
-        if (SPLITS > 1u && gl_SubgroupInvocationID == 0u) stats[slot] = vec2(top[h], sum[h]);
+        if (partial_sums && gl_SubgroupInvocationID == 0u) stats[slot] = vec2(top[h], sum[h]);
     }
 }

@@ -2,6 +2,7 @@
 // What a token adds to the latent cache: attn_kv_a_mqa's output, its first LATENT entries normed, its last ROPE entries
 // rotated, stored as packed halves in the row of the token's position.
 // REDUNDANT_V: a second copy of the normed part, as runtimes keep it whose attention wants a V of its own.
+// SHARD: the buffers hold only the positions from `first` to `last`, and other tokens are left alone.
 // PER_HEAD: no cache here; normed part and rotated key go to f32 scratch, from which each head's K and V are expanded.
 #extension GL_GOOGLE_include_directive : require
 #extension GL_KHR_shader_subgroup_basic : require
@@ -28,13 +29,21 @@ layout(push_constant) uniform Push {
     uint rope;   // elements
     uint n_high; // rows of the rope tables' coarse part
     float eps;
+#ifdef SHARD
+    uint first; // position of the buffers' first row
+    uint last;  // one past their last
+#endif
 };
 
 void main() {
     uint token = gl_WorkGroupID.x;
     if (token >= n_tokens) return;
     uint latent_pairs = latent / 2u, rope_pairs = rope / 2u, pairs = latent_pairs + rope_pairs;
-    uint source = token * pairs, position = n_past + token;
+    uint source = token * pairs, position = n_past + token, row = position;
+#ifdef SHARD
+    if (position < first || position >= last) return;
+    row -= first;
+#endif
     float squares = 0.0;
     for (uint i = gl_SubgroupInvocationID; i < latent_pairs; i += gl_SubgroupSize) squares += dot(kv[source + i], kv[source + i]);
     float scale = inversesqrt(subgroupAdd(squares) / float(latent) + eps);
@@ -44,10 +53,10 @@ void main() {
 #ifdef PER_HEAD
         expanded[token * pairs + i] = v;
 #else
-        cache[position * pairs + i] = packHalf2x16(v);
+        cache[row * pairs + i] = packHalf2x16(v);
 #endif
 #ifdef REDUNDANT_V
-        if (i < latent_pairs) values[position * latent_pairs + i] = packHalf2x16(v);
+        if (i < latent_pairs) values[row * latent_pairs + i] = packHalf2x16(v);
 #endif
     }
 }

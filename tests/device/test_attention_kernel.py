@@ -1,5 +1,7 @@
 """Fused attention over the latent cache, in all its cuts, against NumPy in float64."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from helpers import CANARY, U, canary, fetch, launch, params, upload
@@ -44,6 +46,7 @@ def attend(
     n_past: int,
     tokens: int,
     redundant: bool = False,
+    shards: tuple[tuple[int, int], ...] = (),
 ) -> None:
     """Run the kernel (and the one that joins splits) and hold every output against ``exact``."""
     (latent, rope), rng = widths, np.random.default_rng(n_past + tokens)
@@ -52,12 +55,13 @@ def attend(
     rows = rng.standard_normal((n_ctx, latent + rope)).astype(np.float16)
     values = rng.standard_normal((n_ctx, latent)).astype(np.float16) if redundant else rows[:, :latent]
     for form in FORMS:
-        out, parts = canary(device, capacity, HEADS, latent), canary(device, splits, HEADS, latent)
-        stats = canary(device, splits, HEADS, 2)
+        slots = splits * max(1, len(shards))
+        out, parts = canary(device, capacity, HEADS, latent), canary(device, capacity * slots, HEADS, latent)
+        stats = canary(device, capacity * slots, HEADS, 2)
         buffers = {
             "q": upload(device, q),
             "cache": upload(device, rows),
-            "out": parts if splits > 1 else out,
+            "out": parts if slots > 1 else out,
             "stats": stats,
             "params": params(device, n_past, tokens),
         }
@@ -74,11 +78,19 @@ def attend(
         }
         kernel = kernels.ATTENTION_LATENT_V if redundant else kernels.ATTENTION_LATENT
         grid = (HEADS // heads_per_group, splits, capacity)
-        launch(device, kernel.variant(**form), buffers, grid, spec=spec, push={"heads": HEADS, "scale": SCALE})
-        if splits > 1:
+        push: dict[str, int | float] = {"heads": HEADS, "scale": SCALE}
+        for index, (first, end) in enumerate(shards):
+            sharded = kernels.for_shard(kernel.variant(**form), kernels.SHARD_SLOTS_PUSH)
+            own = {"cache": upload(device, rows[first:end])}
+            own |= {"values": upload(device, values[first:end])} if redundant else {}
+            of = {"first": first, "last": end, "slot_first": index * splits, "slots": slots}
+            launch(device, sharded, buffers | own, grid, spec=spec, push=push | of)
+        if not shards:
+            launch(device, kernel.variant(**form), buffers, grid, spec=spec, push=push)
+        if slots > 1:
             joined = {"parts": parts, "stats": stats, "out": out}
-            push = {"latent": latent, "splits": splits}
-            launch(device, kernels.ATTENTION_COMBINE, joined, (HEADS, 1, 1), push=push)
+            push = {"latent": latent, "splits": slots}
+            launch(device, kernels.ATTENTION_COMBINE, joined, (tokens * HEADS, 1, 1), push=push)
         found = fetch(out, capacity, HEADS, latent)
         expected, error = exact(q[:tokens], rows, values, n_past)
         assert (np.abs(found[:tokens] - expected) <= error).all()
@@ -102,6 +114,16 @@ def test_chunk_is_causal(device: Device, heads_per_group: int, n_past: int, toke
 def test_values_from_their_own_copy(device: Device, splits: int, n_past: int, tokens: int) -> None:
     """The copy holds other numbers here, to see that it is the one that is read."""
     attend(device, WIDTHS["44 + 12"], 2, splits, n_past, tokens, redundant=True)
+
+
+@pytest.mark.parametrize("redundant", [False, True])
+@pytest.mark.parametrize(("splits", "n_past", "tokens"), [(1, 0, 1), (5, 50, 1), (1, 3, 9), (1, 0, 5), (1, 21, 5)])
+def test_cache_in_shards(device: Device, splits: int, n_past: int, tokens: int, redundant: bool) -> None:
+    """Also shards that end within a chunk, and those that a token does not see yet."""
+    end = n_past + tokens + 9
+    edges = (0, 7, 8, 20, end) if end > 20 else (0, 1, 4, end)
+    shards = tuple(pairwise(edges))
+    attend(device, WIDTHS["44 + 12"], 2, splits, n_past, tokens, redundant, shards)
 
 
 def test_scores_far_apart_and_far_from_zero(device: Device) -> None:
