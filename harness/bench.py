@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Iterator
+from functools import partial
 from time import perf_counter, perf_counter_ns
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ HELP = "time prompts and decoding at given depths; --startup: start to first tok
 EXAMPLE = "latentvk bench -p 128 -n 32 -d 0,1024 --json -"
 
 _SEED = 1
+_WARM_UPS = 3  # a program's first run learns how long it takes, the second records it, the third may record it better
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -79,20 +81,23 @@ def measure(model: "Model", config: "ModelConfig", path: "Path", args: argparse.
         try:
             tokens = rng.integers(config.n_vocab, size=longest, dtype=np.int32)
             _fill(session, tokens, depth)
-            for n_prompt in filter(None, args.n_prompt):
-                yield _prompt_test(session, tokens, depth, n_prompt, args.repetitions)
-            for n_gen in filter(None, args.n_gen):
-                yield _decode_test(session, tokens, depth, n_gen, args.repetitions)
+            tests = [partial(_prompt_test, n_prompt=n) for n in filter(None, args.n_prompt)]
+            tests += [partial(_decode_test, n_gen=n) for n in filter(None, args.n_gen)]
+            for test in tests:
+                model.device.pace.forget_longest()
+                row = test(session, tokens, depth, count=args.repetitions)
+                yield row | {"longest_submission_ns": round(1e9 * model.device.pace.longest_s)}
         finally:
             session.close()
 
 
 def _fill(session: "SessionLike", tokens: "np.ndarray", depth: int) -> None:
     """Warm up both programs, then cache `depth` tokens."""
-    session.prompt(tokens[: session.chunk].tolist(), "last")
-    session.rewind(0)
-    session.decode(int(tokens[0]))
-    session.rewind(0)
+    for _ in range(_WARM_UPS):
+        session.prompt(tokens[: session.chunk].tolist(), "last")
+        session.rewind(0)
+        session.decode(int(tokens[0]))
+        session.rewind(0)
     if depth:
         session.prompt(tokens[:depth].tolist(), "none")
 

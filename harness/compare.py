@@ -95,14 +95,14 @@ def run(args: argparse.Namespace) -> int:
     device_facts = None
     peak_samples: dict[str, list[float]] = {}
     model_facts: dict[str, object] = {}
-    lost = None
+    longest = lost = None
     if job.model is not None:
         from harness.compare_run import measure_model
 
         measured = measure_model(job, args)
         tables.append(measured.table)
         device_facts, peak_samples, model_facts = measured.device, measured.peak_samples, measured.model
-        lost = measured.lost
+        longest, lost = measured.longest_submission_seconds, measured.lost
         if job.predict_model is not None:
             tables.append(_predict(measured.config, job.predict_model, job.contexts, job, args, measured.table))
     if job.predict_preset is not None:
@@ -123,6 +123,7 @@ def run(args: argparse.Namespace) -> int:
         settings=settings,
         tables=tuple(tables),
         peak_samples=peak_samples,
+        longest_submission_seconds=longest,
         incomplete="" if lost is None else str(lost),
     )
     finish(record, args, folder)

@@ -32,6 +32,7 @@ class Measured:
     device: dict[str, Any]
     model: dict[str, Any]
     peak_samples: dict[str, list[float]]
+    longest_submission_seconds: float  # while the rows were measured
     lost: DeviceLostError | None  # what ended the measuring early
 
 
@@ -66,14 +67,16 @@ def measure_model(job: "Job", args: argparse.Namespace) -> Measured:
     weights = Weights(model.weight_bytes, model.active_weight_bytes, "the file's own tensors")
     bench = Bench(config, weights, budget, Plan(args.decode, args.repeats))
     prompts = {c: make_prompt(model, config, c, args.seed, args.questions) for c in job.contexts}
+    device.pace.forget_longest()
     measured, lost = measure_rows(
         bench, job.paths, prompts, lambda path, n_ctx: open_session(model, path, n_ctx, args.chunk)
     )
+    longest = device.pace.longest_s
     peaks, peak_samples = best_peaks(peaks_before, None if lost else measure_peaks(device))
     rows = [with_bounds(bench, row, peaks) for row in measured]
     lines = tuple(line_of(config, path, [row for row in rows if row.path == path.name], peaks) for path in job.paths)
     table = Table("measured", config.name, device.info.name, weights, peaks, tuple(rows), lines)
-    return Measured(table, config, device.info.as_dict(), metadata.model_file(gguf.path), peak_samples, lost)
+    return Measured(table, config, device.info.as_dict(), metadata.model_file(gguf.path), peak_samples, longest, lost)
 
 
 def best_peaks(before: "DevicePeaks", after: "DevicePeaks | None") -> tuple[Peaks, dict[str, list[float]]]:

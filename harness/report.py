@@ -141,7 +141,11 @@ def notes(table: Table) -> list[str]:
     found += [_blow_up(table)] if len({row.path for row in table.rows}) > 1 else []
     found += [
         f"{row.path} at {row.context:,}: {row.not_run}"
-        + (f", {bytes_text(row.needed_bytes)} needed with the weights." if _too_large(row) else ".")
+        + (
+            f", {bytes_text(row.needed_bytes)} needed with the weights."
+            if row.needed_bytes and _too_large(row)
+            else "."
+        )
         for row in table.rows
         if not row.ran
     ]
@@ -162,7 +166,7 @@ def notes(table: Table) -> list[str]:
 
 
 def _too_large(row: Row) -> bool:
-    return row.needed_bytes is not None and row.not_run.startswith("does not fit")
+    return row.not_run.startswith("does not fit")
 
 
 def _timed(table: Table, row: Row, distinct: bool | None) -> bool:
@@ -262,6 +266,7 @@ def _provenance(record: Record, json_name: str) -> str:
         "driver": record.device and f"{record.device.get('driver')} {record.device.get('driver_version')}",
         "host": f"{record.host.get('cpu')}, {record.host.get('cpu_count')} logical processors",
         "load average": ", ".join(f"{load:.2f}" for load in record.host.get("load_average", [])),
+        "longest submission": record.longest_submission_seconds and seconds_text(record.longest_submission_seconds),
         "settings": ", ".join(f"{key} {value}" for key, value in record.settings.items()),
         "all samples": json_name,
     }

@@ -132,6 +132,7 @@ class Record:
     settings: dict[str, Any]
     tables: tuple[Table, ...]
     peak_samples: dict[str, list[float]] = field(default_factory=dict)
+    longest_submission_seconds: float | None = None
     incomplete: str = ""
 
 

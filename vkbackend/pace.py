@@ -248,6 +248,10 @@ class Pace:
         seconds, measured = self._known[key]
         return seconds * max(1.0, amount / measured)
 
+    def forget_longest(self) -> None:
+        """Begin anew with what the longest submission was."""
+        self.longest_s = self.longest_first_s = 0.0
+
     def submitted(self, seconds: float, first: bool = False) -> None:
         """Count one submission."""
         self.submissions += 1

@@ -141,6 +141,7 @@ def test_bench_has_llama_benchs_fields(capsys: Captured) -> None:
         assert row["samples_ts"] == [1e9 * tokens / sample for sample in row["samples_ns"]]
         assert row["avg_ts"] == pytest.approx(sum(row["samples_ts"]) / 2)
         assert row["path"] == "mha"
+        assert 0 < row["longest_submission_ns"] < 1e9
     assert [len(repeat) for repeat in rows[1]["samples_token_ns"]] == [3, 3]
 
 
@@ -176,6 +177,8 @@ def test_compare_measures_caches_and_writes_both_reports(capsys: Captured, in_em
     assert scores["mla-v"] == pytest.approx(scores["mla"], rel=1e-3)
     assert scores["mha"] == pytest.approx(scores["mla"], rel=1e-2)
     assert found["device"]["name"] == measured["device"]
+    assert 0 < found["longest_submission_seconds"] < 1
+    assert "| longest submission | " in files[1].read_text()
     assert all(len(samples) > 1 for samples in found["peak_samples"].values())
 
 

@@ -72,8 +72,8 @@ class ImaginaryDevice:
     def algorithm(self, tensors: Any, spirv: bytes, grid: Any, spec: Any, push: np.ndarray) -> Any:
         return self._made(kind=int(push[0]))
 
-    def sequence(self, queue: int, timestamps: int) -> Any:
-        made = self._made(dispatches=[], timestamps=timestamps)
+    def sequence(self, *_: Any) -> Any:
+        made = self._made(dispatches=[])
         made.record = lambda algorithm: made.dispatches.append(self._recorded(algorithm))
         return made
 
