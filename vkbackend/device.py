@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import logging
 import os
@@ -81,8 +82,12 @@ class Device:
     def close(self) -> None:
         """Give everything back: buffers and programs of this device must not be used afterwards. May be repeated."""
         if self.manager is not None:
-            self.memory.close()
-            self.manager.destroy()
+            if self.companion.abandoned:
+                # The device may still be working, so its manager must never be destroyed,
+                ctypes.pythonapi.Py_IncRef(ctypes.py_object(self.manager))  # not even at exit.
+            else:
+                self.memory.close()
+                self.manager.destroy()
             self.manager = None
 
 

@@ -90,6 +90,7 @@ class Companion:
             ("companion_feature_supported", ctypes.c_bool),
             ("companion_heap_use", ctypes.c_bool),
             ("companion_lost", ctypes.c_bool),
+            ("companion_abandoned", ctypes.c_bool),
             ("companion_object_count", ctypes.c_uint64),
             ("companion_fallible_calls", ctypes.c_uint64),
         ):
@@ -246,6 +247,11 @@ class Companion:
     def lost(self) -> bool:
         """Whether the device was lost, or given up after a deadline."""
         return bool(self._lib.companion_lost(self._handle))
+
+    @property
+    def abandoned(self) -> bool:
+        """Whether it was given up while work may still run: nothing of it is destroyed any more."""
+        return bool(self._lib.companion_abandoned(self._handle))
 
     # ---- accounting --------------------------------------------------------------------------------------------------
 

@@ -70,6 +70,7 @@ COMPANION_API int32_t companion_wait(companion_device *device, uint64_t timeout,
 COMPANION_API void companion_abandon(companion_device *device);
 
 COMPANION_API bool companion_lost(const companion_device *device);
+COMPANION_API bool companion_abandoned(const companion_device *device);
 
 /* ---- errors -------------------------------------------------------------------------------------------------------*/
 

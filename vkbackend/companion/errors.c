@@ -33,6 +33,7 @@ int32_t companion_take_error(companion_device *d, const char **call) {
 }
 
 bool companion_lost(const companion_device *d) { return d->lost; }
+bool companion_abandoned(const companion_device *d) { return d->abandoned; }
 
 void companion_fail_call(companion_device *d, uint64_t n, int32_t result) {
     d->fail_in = n;
