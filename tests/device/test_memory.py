@@ -15,7 +15,7 @@ from model.weights import stack_upload
 from vkbackend.buffer import Buffer
 from vkbackend.device import Device
 from vkbackend.memory import Use
-from vkbackend.staging import Staging
+from vkbackend.staging import STAGING_BYTES, Staging
 
 WORDS = 5000
 
@@ -128,3 +128,14 @@ def test_models_give_the_same_bits_in_memory_of_the_devices_own(small: SmallMode
     assert mapped == {"params", "token", "logits"}
     session.close()
     model.close()
+
+
+def test_weights_leave_no_copy_behind_but_the_staging_buffer(embedded: SmallModel, card: Device) -> None:
+    """Counted where Vulkan allocates: nothing is held twice, and closing gives all back."""
+    before = card.companion.live_bytes()
+    model = Model.load(embedded.gguf, card)
+    staging = card.companion.live_bytes() - before - model.weight_bytes
+    assert STAGING_BYTES <= staging < STAGING_BYTES + 4096
+    model.close()
+    card.memory.close()
+    assert card.companion.live_bytes() == before
