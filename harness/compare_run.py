@@ -76,7 +76,7 @@ def measure_model(job: "Job", args: argparse.Namespace) -> Measured:
     rows = [with_bounds(bench, row, peaks) for row in measured]
     lines = tuple(line_of(config, path, [row for row in rows if row.path == path.name], peaks) for path in job.paths)
     table = Table("measured", config.name, device.info.name, weights, peaks, tuple(rows), lines)
-    return Measured(table, config, device.info.as_dict(), metadata.model_file(gguf.path), peak_samples, longest, lost)
+    return Measured(table, config, device.info.as_dict(), metadata.model_file(*gguf.paths), peak_samples, longest, lost)
 
 
 def best_peaks(before: "DevicePeaks", after: "DevicePeaks | None") -> tuple[Peaks, dict[str, list[float]]]:

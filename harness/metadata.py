@@ -60,25 +60,28 @@ def commit() -> str | None:
     return found.stdout.strip() or None
 
 
-def model_file(path: Path) -> dict[str, Any]:
-    """Name, size and hash of a model file. Only the name is kept: a folder says something about the user, not the
-    model.
+def model_file(*paths: Path) -> dict[str, Any]:
+    """Name, size and hash of a model in one file or in parts, first part first: its name, the bytes of all, one hash.
 
-    Files above 2 GiB are hashed over their first and last 16 MiB, and the record says so.
+    Only the name is kept: a folder says something about the user, not the model. A model above 2 GiB is hashed over
+    the first and last 16 MiB of each file, and the record says so.
     """
-    size = path.stat().st_size
+    sizes = [path.stat().st_size for path in paths]
+    whole = sum(sizes) <= _HASHED_WHOLE
     digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        if size <= _HASHED_WHOLE:
-            covers = "whole file"
-            while block := stream.read(2**20):
-                digest.update(block)
-        else:
-            covers = "first and last 16 MiB"
-            digest.update(stream.read(_HASHED_ENDS))
-            stream.seek(-_HASHED_ENDS, os.SEEK_END)
-            digest.update(stream.read())
-    return {"file": path.name, "file_bytes": size, "sha256": digest.hexdigest(), "sha256_covers": covers}
+    for path, size in zip(paths, sizes, strict=True):
+        with path.open("rb") as stream:
+            if whole or size <= 2 * _HASHED_ENDS:
+                while block := stream.read(2**20):
+                    digest.update(block)
+            else:
+                digest.update(stream.read(_HASHED_ENDS))
+                stream.seek(-_HASHED_ENDS, os.SEEK_END)
+                digest.update(stream.read())
+    covers = "whole file" if whole else "first and last 16 MiB"
+    if len(paths) > 1:
+        covers += f"{'s' if whole else ' of each'}, {len(paths)} parts"
+    return {"file": paths[0].name, "file_bytes": sum(sizes), "sha256": digest.hexdigest(), "sha256_covers": covers}
 
 
 def _cpu_name() -> str:

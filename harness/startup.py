@@ -90,7 +90,7 @@ def first_token(args: argparse.Namespace) -> dict[str, Any]:
     return {
         "path": args.path,
         "device": model.device.info.name,
-        "file_bytes": gguf.path.stat().st_size,
+        "file_bytes": sum(path.stat().st_size for path in gguf.paths),
         "weight_bytes": model.weight_bytes,
         "seconds": seconds,
         "peak_resident_bytes": peak_resident_bytes(),

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from model.gguf_file import GGUFFile
-from vkbackend.errors import InputError
+from vkbackend.errors import InputError, quoted
 
 RECONVERT = "convert the model again with a current llama.cpp"
 _KINDS: dict[type, str] = {int: "an integer", float: "a number", bool: "true or false", str: "text"}
@@ -31,6 +31,5 @@ class TypedKeys:
         if kind is float and type(value) is int:
             value = float(value)
         if type(value) is not kind or (kind is float and not math.isfinite(value)):
-            found = f"an array of {len(value)}" if isinstance(value, list) else repr(value)
-            raise InputError(f"{self.path}: key {key} is {found}, expected {_KINDS[kind]}; {RECONVERT}")
+            raise InputError(f"{self.path}: key {key} is {quoted(value)}, expected {_KINDS[kind]}; {RECONVERT}")
         return value

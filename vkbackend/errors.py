@@ -1,5 +1,7 @@
 """The one exception family. Every message is one line: what was found, what was expected, the remedy."""
 
+SHOWN = 120  # characters of a file's own text that a message repeats
+
 
 class LatentvkError(Exception):
     """Base of all errors a user can meet; ``exit_code`` is what the command line returns for it."""
@@ -25,3 +27,23 @@ class OutOfMemoryError(DeviceError):
 
 class DeviceLostError(DeviceError):
     """The device was lost or hangs; only another ``Device`` can go on."""
+
+
+def printable(text: str) -> str:
+    """``text`` with everything that a terminal acts on (controls, line breaks, direction marks) spelt as an escape."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def shown(text: str) -> str:
+    """Text from a file as a message may repeat it: ``printable``, and cut when it is long."""
+    return printable(text) if len(text) <= SHOWN else f"{printable(text[:SHOWN])}..."
+
+
+def quoted(value: object) -> str:
+    """A value from a file as a message may repeat it: as Python writes it, cut when it is long, an array by its
+    length."""
+    if isinstance(value, list):
+        return f"an array of {len(value)}"
+    if isinstance(value, str) and len(value) > SHOWN:
+        return f"{value[:SHOWN]!r}..."
+    return repr(value)
