@@ -1,0 +1,93 @@
+"""What the conformance tests share: random-weight files, prompts that no rounding reroutes, and the measure."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gguf import GGMLQuantizationType as Q
+
+from harness.synth import write_synthetic
+from model.config import PRESETS, ModelConfig, Yarn
+from model.gguf_file import GGUFFile
+from model.reference import Reference
+
+# Rows are whole K-quant blocks wherever the architecture allows, and epsilon is the 1e-6 that transformers fixes for
+# the q_a and kv_a norms.
+SIZES: dict[str, Any] = {
+    "n_layer": 3,
+    "n_dense": 1,
+    "n_embd": 256,
+    "n_vocab": 600,
+    "n_head": 4,
+    "kv_lora": 256,
+    "qk_nope": 96,
+    "qk_rope": 32,
+    "v_head": 64,
+    "n_ff": 512,
+    "n_expert": 16,
+    "n_expert_used": 4,
+    "n_ff_exp": 256,
+    "n_nextn": 0,
+    "rms_eps": 1e-6,
+}
+CONFIGS: dict[str, ModelConfig] = {
+    "glm": replace(PRESETS["glm-4.7-flash"], **SIZES, q_lora=256),
+    # llama.cpp tells uncompressed queries by the layer count alone; few of them route, so that no tie is near
+    "v2-lite": replace(PRESETS["deepseek-v2-lite"], **SIZES | {"n_layer": 27, "n_dense": 25}),
+    "v3": replace(
+        PRESETS["deepseek-v3"],
+        **SIZES,
+        q_lora=256,
+        n_group=4,
+        n_group_used=2,
+        yarn=Yarn(factor=40.0, n_ctx_orig=64, log_multiplier=0.1),
+    ),
+}
+PROMPT_LENGTHS = (7, 64, 300)
+MARGIN = 1e-4  # between router scores; f32 moves them by some 1e-6
+
+
+def nmse(found: np.ndarray, truth: np.ndarray) -> float:
+    """Normalised mean square error: the error's energy over the truth's, all positions together."""
+    difference = found.astype(np.float64) - truth
+    return float(np.square(difference).sum() / np.square(truth.astype(np.float64)).sum())
+
+
+@dataclass(frozen=True)
+class RandomFile:
+    """A synthetic GGUF and the reference that reads it."""
+
+    path: Path
+    gguf: GGUFFile
+    reference: Reference
+
+    @property
+    def config(self) -> ModelConfig:
+        return self.reference.config
+
+    def weights(self) -> dict[str, np.ndarray]:
+        """Every tensor dequantised to float32, under its GGUF name."""
+        return {name: np.asarray(self.reference.weights[name]) for name in self.gguf.tensors}
+
+
+def random_file(folder: Path, family: str, mix: str, overrides: tuple[tuple[str, Q], ...] = ()) -> RandomFile:
+    """Write and open a file of one of ``CONFIGS``."""
+    folder.mkdir()
+    path = folder / f"{family}.gguf"
+    write_synthetic(CONFIGS[family], path, mix, 1, overrides)
+    gguf = GGUFFile.open(path)
+    return RandomFile(path, gguf, Reference.from_gguf(gguf))
+
+
+def settled_prompt(reference: Reference, length: int, seed: int = 0, margin: float = MARGIN) -> list[int]:
+    """Random tokens, those redrawn whose routing is nearer than ``margin`` to another choice of experts."""
+    rng = np.random.default_rng(seed)
+    n_vocab = reference.config.n_vocab
+    tokens = rng.integers(0, n_vocab, length)
+    for _ in range(50):
+        close = np.flatnonzero(reference.routing_margins(tokens.tolist()) < margin)
+        if not close.size:
+            return [int(t) for t in tokens]
+        tokens[close] = rng.integers(0, n_vocab, close.size)
+    raise AssertionError(f"no prompt of {length} tokens with routing margins of {margin}")
