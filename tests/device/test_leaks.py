@@ -70,7 +70,7 @@ def rounds(file: str, keep: Keep) -> list[str]:
             found.add("devices")
     settled = sizes[SETTLING:]
     growth = median(after - before for before, after in pairwise(settled))
-    print(f"resident after {SETTLING} and {ROUNDS} rounds: {settled[0]} and {settled[-1]}; median growth {growth} bytes")
+    print(f"resident after {SETTLING} and {ROUNDS} rounds: {settled[0]} and {settled[-1]}, a round {growth} bytes")
     if growth > SLACK_BYTES:
         found.add("resident memory")
     return sorted(found)
