@@ -1,12 +1,14 @@
 """Weights on the device: each tensor's plan (keep, repack, pad, split) and its one upload from the memory map.
 
 A tensor is a stack of ``matrices`` (experts, heads; 1 for a plain matrix) of ``rows`` by ``columns``. Formats whose
-blocks are no whole number of 32-bit words are repacked: all payloads, then all f16 scales. Rows are padded to units of
-32 columns. What exceeds one binding is split, between matrices where there are several, else between rows.
+blocks are no whole number of 32-bit words are repacked: all payloads, then all scales. A format's codebook stands
+before its blocks. Plain rows are padded to units of 32 columns. What exceeds one binding is split, between matrices
+where there are several, else between rows; each part has its own codebook.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +16,7 @@ import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from numpy.typing import NDArray
 
+from model.codebooks import codebook
 from model.gguf_file import TensorInfo, drop_pages
 from vkbackend.buffer import Buffer
 from vkbackend.device import Device
@@ -23,13 +26,25 @@ from vkbackend.memory import Use, buffer_limit
 Q = GGMLQuantizationType
 UNIT = 32  # columns
 
-# Byte ranges of a block's payload and of its separate f16 scale; formats not listed are kept as in the file.
-_REPACKED = {
-    Q.Q8_0: (slice(2, 34), slice(0, 2)),
-    Q.Q5_0: (slice(2, 22), slice(0, 2)),
-    Q.Q6_K: (slice(0, 208), slice(208, 210)),
+# The bytes of a block's scale, first or last in it, where the rest, its payload, is whole words and the block is not.
+_SCALE = {
+    Q.Q4_0: slice(0, 2),
+    Q.Q5_0: slice(0, 2),
+    Q.Q8_0: slice(0, 2),
+    Q.Q3_K: slice(108, 110),
+    Q.Q6_K: slice(208, 210),
+    Q.IQ4_NL: slice(0, 2),
+    Q.MXFP4: slice(0, 1),
+    Q.IQ1_S: slice(0, 2),
+    Q.IQ2_XXS: slice(0, 2),
+    Q.IQ2_XS: slice(0, 2),
+    Q.IQ2_S: slice(0, 2),
+    Q.IQ3_XXS: slice(0, 2),
+    Q.IQ3_S: slice(0, 2),
+    Q.TQ1_0: slice(52, 54),
+    Q.TQ2_0: slice(64, 66),
 }
-_PLAIN = {Q.F32: 4, Q.F16: 2}  # bytes an element
+_PLAIN = {Q.F32: 4, Q.F16: 2, Q.BF16: 2}  # bytes an element
 
 
 @dataclass(frozen=True)
@@ -78,71 +93,92 @@ def row_bytes(kind: GGMLQuantizationType, columns: int) -> int:
 
 
 def device_bytes(kind: GGMLQuantizationType, shape: tuple[int, ...]) -> int:
-    """Bytes that a tensor takes on the device, in whole words."""
+    """Bytes that a tensor takes in one buffer, in whole words; each further buffer of a split adds a codebook."""
     n_bytes = int(np.prod(shape[:-1], dtype=np.int64)) * row_bytes(kind, shape[-1])
-    return -(-n_bytes // 4) * 4
+    return codebook(kind).size + -(-n_bytes // 4) * 4
 
 
-def _split(total: int, unit_bytes: int, limit: int, name: str, device: Device) -> list[tuple[int, int]]:
-    """Ranges of at most ``limit`` bytes."""
-    if total * unit_bytes <= limit:
+def _split(
+    total: int, unit_bytes: int, limit: int, name: str, device: Device, fixed_bytes: int = 0
+) -> list[tuple[int, int]]:
+    """Ranges of at most ``limit`` bytes, of which ``fixed_bytes`` are spent on what every part carries."""
+    if fixed_bytes + total * unit_bytes <= limit:
         return [(0, total)]
-    each = limit // unit_bytes
-    if each == 0:
+    each = (limit - fixed_bytes) // unit_bytes
+    if each <= 0:
         raise DeviceError(
-            f"tensor {name} has slices of {unit_bytes} bytes; {device.info.name} binds at most {limit}: "
+            f"tensor {name} has slices of {fixed_bytes + unit_bytes} bytes; {device.info.name} binds at most {limit}: "
             "use another --device"
         )
     return [(a, min(a + each, total)) for a in range(0, total, each)]
 
 
-def _write(buffer: Buffer, source: NDArray[np.uint8], kind: GGMLQuantizationType, columns: int) -> None:
-    """Put a shard's bytes, in the device's layout, into its buffer: piece by piece, the map's pages dropped behind."""
-    if kind in _REPACKED:
-        _write_apart(buffer, source, kind)
-        return
-    block, size = GGML_QUANT_SIZES[kind]
-    width, padded = columns // block * size, row_bytes(kind, columns)
-    if width == padded:
-        for start in range(0, source.size, buffer.piece):
-            part = source[start : start + buffer.piece]
-            buffer.upload(part, start)
+def _payload(kind: GGMLQuantizationType) -> slice:
+    """The bytes of a block that are not its scale."""
+    scale, size = _SCALE[kind], GGML_QUANT_SIZES[kind][1]
+    return slice(scale.stop, size) if scale.start == 0 else slice(0, scale.start)
+
+
+def _runs(source: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
+    """The parts of ``source`` [..., bytes] that lie together in memory, in order."""
+    if source.flags.c_contiguous:
+        return [source.reshape(-1)]
+    return [run for part in source for run in _runs(part)]
+
+
+def _pieces(source: NDArray[np.uint8], item: int, each: int) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+    """The items of ``item`` bytes in ``source``, at most ``each`` at a time: the first one's index and [n, item].
+
+    Nothing is copied, and the memory map's pages are dropped behind.
+    """
+    done = 0
+    for run in _runs(source):
+        items = run.reshape(-1, item)
+        for start in range(0, len(items), each):
+            part = items[start : start + each]
+            yield done + start, part
             drop_pages(part)
-        return
-    rows, each = source.size // width, max(1, buffer.piece // padded)
-    for first in range(0, rows, each):
-        count = min(each, rows - first)
-        part = source[first * width : (first + count) * width]
-        with buffer.window(first * padded, count * padded) as target:
-            lines = target.reshape(count, padded)
-            lines[:, :width] = part.reshape(count, width)
-            lines[:, width:] = 0
-        drop_pages(part)
+        done += len(items)
 
 
-def _write_apart(buffer: Buffer, source: NDArray[np.uint8], kind: GGMLQuantizationType) -> None:
-    """All payloads, then all scales. Whole fields are copied at once: a structured view moves payloads of 20 to 208
-    bytes, not single bytes."""
-    payload, scale = _REPACKED[kind]
-    size, length = GGML_QUANT_SIZES[kind][1], payload.stop - payload.start
-    blocks = source.size // size
-    each = max(2, buffer.piece // size // 2 * 2)  # even, so that scales of 2 bytes begin on whole words
+def _write(buffer: Buffer, source: NDArray[np.uint8], kind: GGMLQuantizationType, columns: int) -> None:
+    """Put ``source`` [..., rows, bytes of a row], in the device's layout, into a shard's buffer."""
+    book, size = codebook(kind), GGML_QUANT_SIZES[kind][1]
+    buffer.upload(book)
+    width, padded = source.shape[-1], row_bytes(kind, columns)
+    if kind in _SCALE:
+        _write_apart(buffer, source, kind, book.size)
+    elif width == padded:
+        for first, part in _pieces(source, size, buffer.piece // size):
+            buffer.upload(part, book.size + first * size)
+    else:
+        for first, part in _pieces(source, width, max(1, buffer.piece // padded)):
+            with buffer.window(first * padded, len(part) * padded) as target:
+                lines = target.reshape(len(part), padded)
+                lines[:, :width] = part
+                lines[:, width:] = 0
+
+
+def _write_apart(buffer: Buffer, source: NDArray[np.uint8], kind: GGMLQuantizationType, start: int) -> None:
+    """From byte ``start`` all payloads, then all scales. Whole fields are copied at once: a structured view moves
+    payloads of 16 to 208 bytes, not single bytes."""
+    payload, scale, size = _payload(kind), _SCALE[kind], GGML_QUANT_SIZES[kind][1]
+    length, width = payload.stop - payload.start, scale.stop - scale.start
+    scales = start + source.size // size * length
     fields: Any = np.dtype(
         {
             "names": ["payload", "scale"],
-            "formats": [f"V{length}", "V2"],
+            "formats": [f"V{length}", f"V{width}"],
             "offsets": [payload.start, scale.start],
             "itemsize": size,
         }
     )
-    for first in range(0, blocks, each):
-        count = min(each, blocks - first)
-        part = source[first * size : (first + count) * size]
-        with buffer.window(first * length, count * length) as target:
-            target.view(f"V{length}")[:] = part.view(fields)["payload"]
-        with buffer.window(blocks * length + 2 * first, 2 * count) as target:
-            target.view("V2")[:] = part.view(fields)["scale"]
-        drop_pages(part)
+    for first, part in _pieces(source, size, buffer.piece // size):
+        blocks = part.reshape(-1).view(fields)
+        with buffer.window(start + first * length, len(part) * length) as target:
+            target.view(f"V{length}")[:] = blocks["payload"]
+        with buffer.window(scales + first * width, len(part) * width) as target:
+            target.view(f"V{width}")[:] = blocks["scale"]
 
 
 def upload(device: Device, info: TensorInfo) -> Weight:
@@ -157,28 +193,34 @@ def upload(device: Device, info: TensorInfo) -> Weight:
 def stack_upload(
     device: Device, name: str, kind: GGMLQuantizationType, shape: tuple[int, ...], data: NDArray[np.uint8]
 ) -> Weight:
-    """Put ``data`` (the bytes of a tensor of ``shape``, [matrices,] rows, columns) on the device.
+    """Put a tensor of ``shape``, [matrices,] rows, columns, on the device.
 
-    What was already allocated is freed when a later part fails.
+    ``data`` holds its bytes as in the file and views as [matrices, rows, bytes of a row]: flat, or of that shape and
+    then strided at will but for each row's bytes, such as one half of a fused tensor. It is never copied whole. What
+    was already allocated is freed when a later part fails.
+
+    Raises:
+        DeviceError: one matrix row or expert exceeds a storage buffer binding.
+        ValueError: ``data`` does not view so.
     """
     matrices = shape[0] if len(shape) == 3 else 1
     rows, columns = shape[-2:]
     block, size = GGML_QUANT_SIZES[kind]
-    source_row, device_row = columns // block * size, row_bytes(kind, columns)
+    source = data.reshape(matrices, rows, columns // block * size, copy=False)
+    device_row, book = row_bytes(kind, columns), codebook(kind).size
+    payload = _payload(kind) if kind in _SCALE else slice(0, 0)
     stacked = matrices > 1
     rows_each = rows if stacked else 1
+    total, limit = (matrices if stacked else rows), buffer_limit(device)
     shards: list[Shard] = []
     try:
-        for first, end in _split(
-            matrices if stacked else rows, rows_each * device_row, buffer_limit(device), name, device
-        ):
+        for first, end in _split(total, rows_each * device_row, limit, name, device, book):
             n_rows = (end - first) * rows_each
-            part = data[first * rows_each * source_row : end * rows_each * source_row]
-            payload = _REPACKED[kind][0] if kind in _REPACKED else slice(0, 0)
-            scale_base = n_rows * (columns // block) * (payload.stop - payload.start) // 4
-            buffer = Buffer(device, n_rows * device_row, f"{name}[{first}:{end}]", use=Use.WEIGHTS, zeroed=False)
+            scale_base = (book + n_rows * (columns // block) * (payload.stop - payload.start)) // 4
+            nbytes = book + n_rows * device_row
+            buffer = Buffer(device, nbytes, f"{name}[{first}:{end}]", use=Use.WEIGHTS, zeroed=False)
             shards.append(Shard(buffer, first, end, scale_base))
-            _write(buffer, part, kind, columns)
+            _write(buffer, source[first:end] if stacked else source[:, first:end], kind, columns)
     except BaseException:
         _free(shards)
         raise

@@ -11,10 +11,11 @@ import pytest
 from gguf import GGML_QUANT_SIZES
 from gguf import GGMLQuantizationType as Q
 
+from model.codebooks import codebook, grid
 from model.config import PRESETS
 from model.scratch import rope_tables
 from model.tensors import SUPPORTED_TYPES
-from model.weights import _split, _write, device_bytes, row_bytes
+from model.weights import _split, _write, device_bytes, row_bytes, stack_upload
 from vkbackend.errors import DeviceError
 
 GLM = PRESETS["glm-4.7-flash"]
@@ -22,7 +23,7 @@ DEVICE: Any = SimpleNamespace(info=SimpleNamespace(name="Imaginary iGPU"))
 
 
 class Words:
-    """What ``_write`` needs of a buffer: memory full of other bytes, reached through windows of at most ``piece``."""
+    """What ``_write`` needs of a buffer: memory full of other bytes, through windows of at most ``piece`` bytes."""
 
     def __init__(self, nbytes: int, piece: int) -> None:
         self.bytes = np.full(-(-nbytes // 4) * 4, 0xEE, np.uint8)
@@ -33,52 +34,127 @@ class Words:
         assert nbytes <= self.piece
         yield self.bytes[offset : offset + nbytes]
 
-    def upload(self, array: np.ndarray, offset: int) -> None:
-        with self.window(offset, array.size) as target:
-            target[:] = array
+    def upload(self, array: np.ndarray, offset: int = 0) -> None:
+        self.bytes[offset : offset + array.size] = array.reshape(-1)
 
 
 def written(nbytes: int, piece: int, source: np.ndarray, kind: Q, columns: int) -> bytes:
-    """The buffer's bytes after ``_write``."""
+    """The buffer's bytes after ``_write`` of ``source`` [..., rows, bytes of a row]."""
     buffer: Any = Words(nbytes, piece)
     _write(buffer, source, kind, columns)
     return bytes(buffer.bytes)
 
 
-# Where a block's f16 scale stands (ggml-common.h); the rest of the block is its payload.
-SCALE_AT = {Q.Q8_0: 0, Q.Q5_0: 0, Q.Q6_K: 208}
+def halves_of_a_fused_tensor(rng: np.random.Generator, matrices: int, rows: int, row: int) -> np.ndarray:
+    """The second half of each matrix's rows: [matrices, rows, row] whose matrices do not lie together."""
+    fused = rng.integers(0, 256, (matrices, 2 * rows, row), np.uint8)
+    return fused[:, rows:]
+
+
+def every_other_row(rng: np.random.Generator, matrices: int, rows: int, row: int) -> np.ndarray:
+    """[matrices, rows, row] of which no two rows lie together."""
+    return rng.integers(0, 256, (matrices, rows, 2, row), np.uint8)[:, :, 1]
+
+
+# Where a block's scale stands and its bytes (ggml-common.h); the rest of the block is its payload.
+SCALE_AT = {
+    Q.Q4_0: (0, 2),
+    Q.Q5_0: (0, 2),
+    Q.Q8_0: (0, 2),
+    Q.Q3_K: (108, 2),
+    Q.Q6_K: (208, 2),
+    Q.IQ4_NL: (0, 2),
+    Q.MXFP4: (0, 1),
+    Q.IQ1_S: (0, 2),
+    Q.IQ2_XXS: (0, 2),
+    Q.IQ2_XS: (0, 2),
+    Q.IQ2_S: (0, 2),
+    Q.IQ3_XXS: (0, 2),
+    Q.IQ3_S: (0, 2),
+    Q.TQ1_0: (52, 2),
+    Q.TQ2_0: (64, 2),
+}
 
 
 @pytest.mark.parametrize("kind", SCALE_AT, ids=lambda kind: kind.name)
 @pytest.mark.parametrize("blocks", [1, 2, 7, 64])
 @pytest.mark.parametrize("piece", [500, 2**24])
-def test_repacked_formats_are_all_payloads_then_all_scales(kind: Q, blocks: int, piece: int) -> None:
+def test_repacked_formats_are_the_codebook_then_all_payloads_then_all_scales(kind: Q, blocks: int, piece: int) -> None:
     size = GGML_QUANT_SIZES[kind][1]
-    source = np.random.default_rng(blocks).integers(0, 256, blocks * size, np.uint8)
+    source = np.random.default_rng(blocks).integers(0, 256, (1, blocks * size), np.uint8)
     payloads, scales = bytearray(), bytearray()
     for b in range(blocks):
-        block = source[b * size : (b + 1) * size].tobytes()
-        at = SCALE_AT[kind]
-        payloads += block[:at] + block[at + 2 :]
-        scales += block[at : at + 2]
-    expected = bytes(payloads + scales)
+        block = source[0, b * size : (b + 1) * size].tobytes()
+        at, width = SCALE_AT[kind]
+        payloads += block[:at] + block[at + width :]
+        scales += block[at : at + width]
+    expected = codebook(kind).tobytes() + bytes(payloads + scales)
     found = written(len(expected), piece, source, kind, blocks * GGML_QUANT_SIZES[kind][0])
     assert found[: len(expected)] == expected
     assert found[len(expected) :] == b"\xee" * (-len(expected) % 4)  # nothing past the last scale
 
 
-@pytest.mark.parametrize(("kind", "size"), [(Q.F32, 4), (Q.F16, 2)], ids=["F32", "F16"])
+@pytest.mark.parametrize("kind", SUPPORTED_TYPES, ids=lambda kind: kind.name)
+@pytest.mark.parametrize("strided", [halves_of_a_fused_tensor, every_other_row])
+@pytest.mark.parametrize("piece", [1100, 2**24])
+def test_a_strided_source_is_written_as_its_copy(kind: Q, strided: Any, piece: int) -> None:
+    columns = 256 if GGML_QUANT_SIZES[kind][0] != 1 else 100
+    width = columns // GGML_QUANT_SIZES[kind][0] * GGML_QUANT_SIZES[kind][1]
+    source = strided(np.random.default_rng(5), 3, 5, width)
+    assert not source.flags.c_contiguous
+    nbytes = device_bytes(kind, (3, 5, columns))
+    assert written(nbytes, piece, source, kind, columns) == written(nbytes, piece, source.copy(), kind, columns)
+
+
+def test_source_that_must_be_copied_to_view_as_rows_is_refused() -> None:
+    columns_of_a_wider_tensor = np.zeros((3, 5, 68), np.uint8)[:, :, :34].reshape(15, 34)[:, ::2]
+    with pytest.raises(ValueError):
+        stack_upload(DEVICE, "w", Q.Q8_0, (3, 5, 16), columns_of_a_wider_tensor)
+
+
+# Entries of each codebook and weights an entry (ggml-common.h); bytes a weight on the device.
+CODEBOOKS = {
+    Q.IQ1_S: (2048, 8, 1 / 4),
+    Q.IQ1_M: (2048, 8, 1 / 4),
+    Q.IQ2_XXS: (256, 8, 1),
+    Q.IQ2_XS: (512, 8, 1),
+    Q.IQ2_S: (1024, 8, 1),
+    Q.IQ3_XXS: (256, 4, 1),
+    Q.IQ3_S: (512, 4, 1),
+}
+
+
+@pytest.mark.parametrize("kind", CODEBOOKS, ids=lambda kind: kind.name)
+def test_codebooks_hold_every_entry_in_signed_fields(kind: Q) -> None:
+    entries, weights, width = CODEBOOKS[kind]
+    assert grid(kind).shape == (entries, weights)
+    book = codebook(kind)
+    assert book.dtype == np.uint8 and book.size == entries * weights * width and book.size % 4 == 0
+    bits = int(8 * width)
+    for entry in range(0, entries, 37):
+        first = int(entry * weights * width)
+        number = int.from_bytes(book[first : first + int(weights * width)].tobytes(), "little")
+        fields = [number >> (bits * i) & ((1 << bits) - 1) for i in range(weights)]
+        signed = [f - (1 << bits) if f >> (bits - 1) else f for f in fields]
+        assert signed == grid(kind)[entry].tolist()
+
+
+def test_other_types_have_no_codebook() -> None:
+    assert {kind for kind in SUPPORTED_TYPES if codebook(kind).size} == set(CODEBOOKS) & set(SUPPORTED_TYPES)
+
+
+@pytest.mark.parametrize(("kind", "size"), [(Q.F32, 4), (Q.F16, 2), (Q.BF16, 2)], ids=["F32", "F16", "BF16"])
 @pytest.mark.parametrize("columns", [1, 24, 31, 32, 33, 100])
 @pytest.mark.parametrize("piece", [512, 2**24])
 def test_plain_rows_are_padded_with_zeros(kind: Q, size: int, columns: int, piece: int) -> None:
     rows = 3
-    source = np.random.default_rng(columns).integers(1, 256, rows * columns * size, np.uint8)
+    source = np.random.default_rng(columns).integers(1, 256, (rows, columns * size), np.uint8)
     padded = -(-columns // 32) * 32 * size
     assert row_bytes(kind, columns) == padded
     found = written(rows * padded, piece, source, kind, columns)
     for row in range(rows):
         line = found[row * padded : (row + 1) * padded]
-        assert line[: columns * size] == source[row * columns * size : (row + 1) * columns * size].tobytes()
+        assert line[: columns * size] == source[row].tobytes()
         assert not any(line[columns * size :])
 
 
@@ -86,7 +162,7 @@ def test_plain_rows_are_padded_with_zeros(kind: Q, size: int, columns: int, piec
 def test_whole_units_take_the_files_bytes(kind: Q) -> None:
     block, size = GGML_QUANT_SIZES[kind]
     assert row_bytes(kind, 512) == 512 // block * size
-    assert device_bytes(kind, (7, 5, 512)) == 35 * 512 // block * size
+    assert device_bytes(kind, (7, 5, 512)) == codebook(kind).size + 35 * 512 // block * size
     assert device_bytes(Q.Q5_0, (1, 32)) == 24  # 22, in whole words
 
 
@@ -96,6 +172,10 @@ def test_split_covers_everything_once_within_the_limit() -> None:
         assert [a for a, _ in ranges] == [0, *(b for _, b in ranges[:-1])] and ranges[-1][1] == total
         assert all((b - a) * unit <= limit for a, b in ranges)
         assert len(ranges) == 1 or total * unit > limit
+    # Every part carries a codebook of 50 bytes.
+    assert _split(64, 100, 6450, "w", DEVICE, 50) == [(0, 64)]
+    assert _split(64, 100, 6449, "w", DEVICE, 50) == [(0, 63), (63, 64)]
+    assert _split(4, 100, 150, "w", DEVICE, 50) == [(0, 1), (1, 2), (2, 3), (3, 4)]
 
 
 def test_slice_that_no_binding_holds_is_refused() -> None:
@@ -103,6 +183,11 @@ def test_slice_that_no_binding_holds_is_refused() -> None:
         _split(64, 100, 99, "blk.1.ffn_up_exps.weight", DEVICE)
     assert str(caught.value) == (
         "tensor blk.1.ffn_up_exps.weight has slices of 100 bytes; Imaginary iGPU binds at most 99: use another --device"
+    )
+    with pytest.raises(DeviceError) as caught:
+        _split(4, 100, 149, "w", DEVICE, 50)
+    assert str(caught.value) == (
+        "tensor w has slices of 150 bytes; Imaginary iGPU binds at most 149: use another --device"
     )
 
 
