@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from typing import NoReturn, Protocol, cast
 
 from harness import options
-from vkbackend.errors import InputError, LatentvkError
+from vkbackend.errors import InputError, LatentvkError, printable
 
 COMMANDS = ("devices", "inspect", "synth", "generate", "logits", "compare", "bench")
 INTERRUPTED = 130
@@ -53,8 +53,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
             return code
     except LatentvkError as error:
-        # One line is a promise to whoever reads logs: a file name or a driver's message may hold line breaks.
-        print("latentvk: error: " + " ".join(str(error).split()), file=sys.stderr)
+        # One line is a promise to whoever reads logs: a file name or a driver's message may hold line breaks, or what
+        # a terminal would act on.
+        print("latentvk: error: " + printable(" ".join(str(error).split())), file=sys.stderr)
         return error.exit_code
     except Terminated:
         print("latentvk: terminated", file=sys.stderr)

@@ -12,6 +12,7 @@ from gguf import GGMLQuantizationType
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from harness import options
 from harness.units import bytes_text
@@ -32,7 +33,7 @@ from model.layout import (
     weight_bytes,
 )
 from model.mix import MIXES, mix_types
-from vkbackend.errors import InputError, LatentvkError
+from vkbackend.errors import InputError, LatentvkError, printable
 
 HELP = "show a model's shape, parameters, weight bytes and cache bytes; needs no device (but for --measure)"
 EXAMPLE = "latentvk inspect --preset glm-4.7-flash --context 200192 --memory 96GiB"
@@ -182,7 +183,7 @@ def _by_type(subject: Subject) -> dict[str, dict[str, int]]:
 
 
 def _print(subject: Subject, facts: dict[str, Any], console: Console) -> None:
-    console.print(f"[bold]{subject.config.name}[/bold] ({subject.source})", highlight=False)
+    console.print(Text.assemble((subject.config.name, "bold"), f" ({printable(subject.source)})"), highlight=False)
     if subject.unsupported is not None:
         console.print(f"not runnable yet: {subject.unsupported}", highlight=False, markup=False)
     console.print(_shape_table(subject.config), _weight_table(facts), _cache_table(facts))

@@ -13,7 +13,7 @@ from typing import Any
 from model.gguf_file import GGUFFile
 from model.metadata import RECONVERT, TypedKeys
 from model.tensors import SUPPORTED_TYPES, check_tensors, expected_tensors, require_supported
-from vkbackend.errors import InputError
+from vkbackend.errors import InputError, quoted, shown
 
 __all__ = [
     "ARCHITECTURE",
@@ -212,7 +212,7 @@ def _read(gguf: GGUFFile) -> dict[str, Any]:
     """The constructor's arguments from the metadata; tensors are looked at only for which variant they are."""
     arch = gguf.kv.get("general.architecture")
     if arch != ARCHITECTURE:
-        found = "missing" if arch is None else repr(arch)
+        found = "missing" if arch is None else quoted(arch)
         raise InputError(
             f"{gguf.path}: key general.architecture is {found}, expected {ARCHITECTURE!r}; "
             "use a GGUF of GLM-4.7-Flash, DeepSeek-V2 or DeepSeek-V3"
@@ -257,7 +257,7 @@ def _read(gguf: GGUFFile) -> dict[str, Any]:
         key_dim, v_head = keys.get("attention.key_length", int), keys.get("attention.value_length", int)
     values["q_lora"] = 0 if _has(gguf, "attn_q.weight") else keys.get(KEYS["q_lora"], int)
     return values | {
-        "name": str(gguf.kv.get("general.name", gguf.path.stem)),
+        "name": shown(str(gguf.kv.get("general.name", gguf.path.stem))),
         "n_layer": n_blocks - values["n_nextn"],
         "n_vocab": n_vocab,
         "qk_nope": key_dim - values["qk_rope"],
@@ -287,7 +287,7 @@ def _yarn(keys: TypedKeys) -> Yarn | None:
         return None
     if kind != "yarn":
         raise InputError(
-            f"{keys.path}: key {ARCHITECTURE}.{KEYS['yarn']} is {kind!r}, expected 'none' or 'yarn'; {RECONVERT}"
+            f"{keys.path}: key {ARCHITECTURE}.{KEYS['yarn']} is {quoted(kind)}, expected 'none' or 'yarn'; {RECONVERT}"
         )
     yarn = Yarn(
         factor=keys.get("rope.scaling.factor", float),

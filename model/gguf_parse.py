@@ -267,8 +267,8 @@ class _Parser:
         for (_, end, name), (start, _, other) in pairwise(sorted(ranges)):
             if start < end:
                 raise InputError(
-                    f"{self.path}: tensors {shown(name)} and {shown(other)} share bytes {start} to {end}, "
-                    f"expected tensors apart; {AGAIN}"
+                    f"{self.path}: tensor {shown(other)} starts at byte {start}, expected it after tensor "
+                    f"{shown(name)}, which ends at byte {end}; {AGAIN}"
                 )
         return tensors
 

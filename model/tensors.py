@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from gguf import GGMLQuantizationType as Q
 
 from model.metadata import RECONVERT
-from vkbackend.errors import InputError
+from vkbackend.errors import InputError, shown
 
 if TYPE_CHECKING:
     from model.config import ModelConfig
@@ -90,7 +90,7 @@ def check_tensors(config: ModelConfig, gguf: GGUFFile) -> None:
     for name in gguf.tensors:
         if name not in expected and not _is_redundant(config, name):
             raise InputError(
-                f"{gguf.path}: tensor {name} has no part in the model as latentvk computes it, expected only "
+                f"{gguf.path}: tensor {shown(name)} has no part in the model as latentvk computes it, expected only "
                 f"the {len(expected)} tensors of the architecture; use a file without it, or the result would be wrong"
             )
 

@@ -1,18 +1,23 @@
 """GGUF files byte by byte, so that a test can write what no writer would; and a model split over several files."""
 
-import struct
-from collections.abc import Sequence
-from math import prod
-from pathlib import Path
+from __future__ import annotations
 
-from gguf import GGML_QUANT_SIZES
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
 from gguf import GGUFValueType as V
 
 from model.gguf_file import GGUFFile
 from model.gguf_shards import part_name
 
-# Pieces of one metadata value: its type number and its bytes.
+# A metadata value: its type number and its bytes.
 Value = tuple[int, bytes]
+
+_FORMATS = {V.UINT8: "B", V.INT8: "b", V.BOOL: "B", V.UINT16: "H", V.INT16: "h", V.UINT32: "I", V.INT32: "i"}
+_FORMATS |= {V.FLOAT32: "f", V.UINT64: "Q", V.INT64: "q", V.FLOAT64: "d"}
 
 
 def header(version: int = 3, n_tensors: int = 0, n_kv: int = 0) -> bytes:
@@ -28,12 +33,20 @@ def key(name: str | bytes, kind: int, payload: bytes) -> bytes:
     return text(name) + struct.pack("<I", kind) + payload
 
 
+def tensor(name: str | bytes, ne: Sequence[int], kind: int, offset: int) -> bytes:
+    return text(name) + struct.pack(f"<I{len(ne)}QIQ", len(ne), *ne, kind, offset)
+
+
+def number(kind: V, value: float) -> Value:
+    return kind, struct.pack("<" + _FORMATS[kind], value)
+
+
 def u16(value: int) -> Value:
-    return V.UINT16, struct.pack("<H", value)
+    return number(V.UINT16, value)
 
 
 def u32(value: int) -> Value:
-    return V.UINT32, struct.pack("<I", value)
+    return number(V.UINT32, value)
 
 
 def string(value: str | bytes) -> Value:
@@ -44,47 +57,86 @@ def strings(values: Sequence[str | bytes]) -> Value:
     return V.ARRAY, struct.pack("<IQ", V.STRING, len(values)) + b"".join(map(text, values))
 
 
-def tensor(name: str | bytes, ne: Sequence[int], kind: int, offset: int) -> bytes:
-    return text(name) + struct.pack(f"<I{len(ne)}QIQ", len(ne), *ne, kind, offset)
+def numbers(kind: V, values: Sequence[float]) -> Value:
+    return V.ARRAY, struct.pack(f"<IQ{len(values)}{_FORMATS[kind]}", kind, len(values), *values)
 
 
-def file(
-    keys: Sequence[tuple[str | bytes, Value]] = (), tensors: Sequence[bytes] = (), data: bytes = b"", version: int = 3
-) -> bytes:
-    """A whole file: ``tensors`` are table entries that ``tensor`` made, ``data`` what follows on a multiple of 32."""
-    head = header(version, len(tensors), len(keys)) + b"".join(key(name, *value) for name, value in keys)
-    head += b"".join(tensors)
-    return head + bytes(-len(head) % 32) + data
+class Row(NamedTuple):
+    """An entry of the tensor table; ``ne`` has the innermost size first, as the file does."""
+
+    name: bytes
+    ne: tuple[int, ...]
+    kind: int
+    offset: int
 
 
-def raw_keys(content: bytes) -> list[tuple[str, Value]]:
-    """Keys of a good file with their values' bytes, read without the program's reader."""
-    (count,) = struct.unpack_from("<Q", content, 16)
-    pos, keys = 24, []
-    for _ in range(count):
-        (length,) = struct.unpack_from("<Q", content, pos)
-        name = content[pos + 8 : pos + 8 + length].decode()
-        pos += 8 + length
-        (kind,) = struct.unpack_from("<I", content, pos)
-        end = _value_end(content, pos + 4, kind)
-        keys.append((name, (kind, content[pos + 4 : end])))
-        pos = end
-    return keys
+@dataclass
+class Raw:
+    """A file taken apart: any piece can be changed before it is put together again.
+
+    ``more`` are keys after ``keys``, such as one of them again. Counts None: as many as there are.
+    """
+
+    keys: dict[str | bytes, Value] = field(default_factory=dict)
+    tensors: list[Row] = field(default_factory=list)
+    data: bytes = b""
+    version: int = 3
+    alignment: int = 32
+    more: list[tuple[str | bytes, Value]] = field(default_factory=list)
+    n_keys: int | None = None
+    n_tensors: int | None = None
+
+    @classmethod
+    def read(cls, content: bytes) -> Raw:
+        """Take a good file apart, without the program's reader."""
+        version, n_tensors, n_keys = struct.unpack_from("<IQQ", content, 4)
+        pos, keys, rows = 24, {}, []
+        for _ in range(n_keys):
+            name, pos = _text(content, pos)
+            (kind,) = struct.unpack_from("<I", content, pos)
+            end = _value_end(content, pos + 4, kind)
+            keys[name.decode()], pos = (kind, content[pos + 4 : end]), end
+        for _ in range(n_tensors):
+            name, pos = _text(content, pos)
+            (n_dims,) = struct.unpack_from("<I", content, pos)
+            *ne, kind, offset = struct.unpack_from(f"<{n_dims}QIQ", content, pos + 4)
+            rows.append(Row(name, tuple(ne), kind, offset))
+            pos += 16 + 8 * n_dims
+        alignment = struct.unpack("<I", keys["general.alignment"][1])[0] if "general.alignment" in keys else 32
+        return cls(dict(keys), rows, content[-(-pos // alignment) * alignment :], version, alignment)
+
+    def with_keys(self, changes: Mapping[str, Value | None]) -> Raw:
+        """With keys replaced, added or (None) left out."""
+        keys = {name: value for name, value in (self.keys | dict(changes)).items() if value is not None}
+        return Raw(keys, self.tensors, self.data, self.version, self.alignment)
+
+    def build(self) -> bytes:
+        keys = [*self.keys.items(), *self.more]
+        n_keys = len(keys) if self.n_keys is None else self.n_keys
+        n_tensors = len(self.tensors) if self.n_tensors is None else self.n_tensors
+        head = header(self.version, n_tensors, n_keys)
+        head += b"".join(key(name, *value) for name, value in keys)
+        head += b"".join(tensor(*row) for row in self.tensors)
+        return head + bytes(-len(head) % self.alignment) + self.data
+
+
+def _text(content: bytes, pos: int) -> tuple[bytes, int]:
+    (length,) = struct.unpack_from("<Q", content, pos)
+    return content[pos + 8 : pos + 8 + length], pos + 8 + length
 
 
 def _value_end(content: bytes, pos: int, kind: int) -> int:
-    sizes = {V.UINT8: 1, V.INT8: 1, V.BOOL: 1, V.UINT16: 2, V.INT16: 2, V.UINT32: 4, V.INT32: 4, V.FLOAT32: 4}
-    if kind == V.ARRAY:
-        item, count = struct.unpack_from("<IQ", content, pos)
-        pos += 12
-        if item != V.STRING:
-            return pos + count * sizes.get(V(item), 8)
-        for _ in range(count):
-            pos = _value_end(content, pos, V.STRING)
-        return pos
     if kind == V.STRING:
-        return pos + 8 + struct.unpack_from("<Q", content, pos)[0]
-    return pos + sizes.get(V(kind), 8)
+        return _text(content, pos)[1]
+    if kind != V.ARRAY:
+        return pos + struct.calcsize(_FORMATS[V(kind)])
+    item, count = struct.unpack_from("<IQ", content, pos)
+    pos += 12
+    if item != V.STRING:
+        return pos + count * struct.calcsize(_FORMATS[V(item)])
+    for _ in range(count):
+        pos = _text(content, pos)[1]
+    return pos
 
 
 def split(path: Path, folder: Path, counts: Sequence[int], alignments: Sequence[int] | None = None) -> list[Path]:
@@ -97,22 +149,17 @@ def split(path: Path, folder: Path, counts: Sequence[int], alignments: Sequence[
     assert sum(counts) == len(infos)
     paths, first = [], 0
     for index, count in enumerate(counts):
-        keys = raw_keys(path.read_bytes()) if index == 0 else []
-        keys += [("split.no", u16(index)), ("split.count", u16(len(counts)))]
-        keys += [("split.tensors.count", (V.INT32, struct.pack("<i", len(infos))))]
-        alignment = alignments[index] if alignments else 32
+        raw = Raw() if index else Raw(Raw.read(path.read_bytes()).keys)
+        raw.keys |= {"split.no": u16(index), "split.count": u16(len(counts))}
+        raw.keys["split.tensors.count"] = number(V.INT32, len(infos))
         if alignments:
-            keys = [pair for pair in keys if pair[0] != "general.alignment"] + [("general.alignment", u32(alignment))]
-        table, data = [], b""
+            raw.alignment = alignments[index]
+            raw.keys["general.alignment"] = u32(raw.alignment)
         for info in infos[first : first + count]:
-            data += bytes(-len(data) % alignment)
-            table.append(tensor(info.name, info.shape[::-1], info.type, len(data)))
-            block, n_bytes = GGML_QUANT_SIZES[info.type]
-            assert info.nbytes == prod(info.shape) // block * n_bytes
-            data += info.data.tobytes()
-        head = header(3, count, len(keys)) + b"".join(key(name, *value) for name, value in keys) + b"".join(table)
-        part = folder / part_name(path.stem, index, len(counts))
-        part.write_bytes(head + bytes(-len(head) % alignment) + data + bytes(-len(data) % alignment))
-        paths.append(part)
+            raw.tensors.append(Row(info.name.encode(), info.shape[::-1], info.type, len(raw.data)))
+            raw.data += info.data.tobytes()
+            raw.data += bytes(-len(raw.data) % raw.alignment)
+        paths.append(folder / part_name(path.stem, index, len(counts)))
+        paths[-1].write_bytes(raw.build())
         first += count
     return paths

@@ -7,18 +7,18 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
+from gguf import GGUFValueType as V
 
 from harness.metadata import model_file
 from harness.options import embedded_model_path
 from model.config import ModelConfig
 from model.gguf_file import GGUFFile, drop_pages
 from model.gguf_shards import part_name
-from tests.null.gguf_bytes import Value, file, split, string, tensor, u16, u32
+from tests.null.gguf_bytes import Raw, Row, Value, number, numbers, split, string, u16, u32
 from vkbackend.errors import InputError
 
 AGAIN = "split the model again with llama-gguf-split"
 WHOLE = embedded_model_path()
-DATA = bytes(32)
 
 
 def message(path: Path) -> str:
@@ -35,13 +35,13 @@ def part(
     names: tuple[str, ...] = (),
     total: int = 2,
     name: str = "",
-    keys: dict[str, Value] | None = None,
+    keys: dict[str, Value | None] | None = None,
 ) -> Path:
-    """One part with tensors ``names``; ``keys`` replace the split keys."""
-    split_keys = {"split.no": u16(index), "split.count": u16(count), "split.tensors.count": u32(total)} | (keys or {})
+    """One part with tensors ``names``; ``keys`` replace the split keys or (None) leave them out."""
+    split_keys = {"split.no": u16(index), "split.count": u16(count), "split.tensors.count": u32(total)}
     path = folder / (name or part_name("m", index, count))
-    table = [tensor(n, (8,), 0, 32 * i) for i, n in enumerate(names)]
-    path.write_bytes(file([(k, v) for k, v in split_keys.items() if v[1]], table, DATA * len(names)))
+    table = [Row(n.encode(), (8,), 0, 32 * i) for i, n in enumerate(names)]
+    path.write_bytes(Raw(dict(split_keys), table, bytes(32 * len(names))).with_keys(keys or {}).build())
     return path
 
 
@@ -165,13 +165,13 @@ def test_parts_of_different_sets(tmp_path: Path) -> None:
     [
         ("split.count", string("2"), "'2'", 65535),
         ("split.count", u32(65536), "65536", 65535),
-        ("split.count", (5, b"\xff\xff\xff\xff"), "-1", 65535),
-        ("split.count", (7, b"\1"), "True", 65535),
-        ("split.count", (6, b"\0\0\0\x40"), "2.0", 65535),
-        ("split.count", (9, b"\4\0\0\0" + bytes(8)), "an array of 0", 65535),
+        ("split.count", number(V.INT32, -1), "-1", 65535),
+        ("split.count", number(V.BOOL, 1), "True", 65535),
+        ("split.count", number(V.FLOAT32, 2), "2.0", 65535),
+        ("split.count", numbers(V.UINT32, []), "an array of 0", 65535),
         ("split.no", u16(2), "2", 1),
-        ("split.no", (1, b"\xff"), "-1", 1),
-        ("split.tensors.count", (5, b"\xff\xff\xff\xff"), "-1", 131072),
+        ("split.no", number(V.INT8, -1), "-1", 1),
+        ("split.tensors.count", number(V.INT32, -1), "-1", 131072),
         ("split.tensors.count", u32(2**32 - 1), "4294967295", 131072),
     ],
 )
@@ -182,14 +182,14 @@ def test_split_keys_of_the_first_part(tmp_path: Path, key: str, value: Value, fo
 
 @pytest.mark.parametrize(("key", "most"), [("split.no", 1), ("split.tensors.count", 131072)])
 def test_split_keys_that_the_first_part_lacks(tmp_path: Path, key: str, most: int) -> None:
-    path = part(tmp_path, 0, 2, ("a",), keys={key: (0, b"")})
+    path = part(tmp_path, 0, 2, ("a",), keys={key: None})
     assert message(path) == f"{path}: key {key} is missing, expected a number from 0 to {most}; {AGAIN}"
 
 
 @pytest.mark.parametrize("key", ["split.no", "split.count"])
 def test_split_keys_that_a_later_part_lacks(tmp_path: Path, key: str) -> None:
     first = part(tmp_path, 0, 2, ("a",))
-    later = part(tmp_path, 1, 2, ("b",), keys={key: (0, b"")})
+    later = part(tmp_path, 1, 2, ("b",), keys={key: None})
     assert message(first) == f"{later}: key {key} is missing, expected a number from 0 to 65535; {AGAIN}"
 
 
