@@ -136,8 +136,8 @@ def run(args: argparse.Namespace) -> int:
 def plan_job(args: argparse.Namespace) -> Job:
     """Resolve the command line. Raises InputError for an unknown path, chip or preset before anything is opened."""
     from harness.chips import get_chip
-    from model.config import get_preset
     from model.layout import get_path
+    from model.presets import get_preset
 
     paths = tuple(get_path(name) for name in args.paths)
     chip = get_chip(args.predict).key if args.predict else None

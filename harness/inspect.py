@@ -16,7 +16,7 @@ from rich.text import Text
 
 from harness import options
 from harness.units import bytes_text
-from model.config import PRESETS, ModelConfig, expected_tensors, get_preset, require_supported
+from model.config import ModelConfig, expected_tensors, require_supported
 from model.gguf_file import GGUFFile
 from model.layout import (
     CACHE_TYPES,
@@ -33,6 +33,7 @@ from model.layout import (
     weight_bytes,
 )
 from model.mix import MIXES, mix_types
+from model.presets import PRESETS, get_preset
 from vkbackend.errors import InputError, LatentvkError, printable
 
 HELP = "show a model's shape, parameters, weight bytes and cache bytes; needs no device (but for --measure)"

@@ -25,9 +25,10 @@ from harness import options
 from harness.atomic import replacing, require_writable
 from harness.synth_tokenizer import tokenizer_keys
 from harness.units import bytes_text
-from model.config import PRESETS, ModelConfig, get_preset
+from model.config import ModelConfig
 from model.gguf_write import file_bytes, write_model
 from model.mix import MIXES, mix_types
+from model.presets import PRESETS, get_preset
 from model.quantize import RANDOM_TYPES, random_blocks
 from model.tensors import expected_tensors
 from vkbackend.errors import InputError
@@ -147,13 +148,13 @@ def write_synthetic(
         "general.description": f"Synthetic: random weights, mix {mix}, seed {seed}. Timing and tests only.",
         "general.quantization_version": 2,
         "general.file_type": int(MIXES[mix][1]),
-        **tokenizer_keys(config.n_vocab),
+        **tokenizer_keys(config.n_tokens),
     }
     _require_room(require_writable(path), file_bytes(config, types))
     shapes = expected_tensors(config)
 
     def data(name: str) -> Iterator[np.ndarray]:
-        for piece in tensor_pieces(name, shapes[name], types[name], seed):
+        for piece in tensor_pieces(name, shapes[name], types[name], seed, config.tied_output):
             yield piece
             report(piece.nbytes)
 
@@ -161,31 +162,36 @@ def write_synthetic(
         return write_model(stream, config, types, kv, data)
 
 
-def tensor_pieces(name: str, shape: tuple[int, ...], kind: GGMLQuantizationType, seed: int) -> Iterator[np.ndarray]:
+def tensor_pieces(
+    name: str, shape: tuple[int, ...], kind: GGMLQuantizationType, seed: int, tied_output: bool = False
+) -> Iterator[np.ndarray]:
     """One random tensor's encoded bytes in pieces of at most PIECE_BYTES.
 
     Standard deviations are 1/sqrt(fan in), so that every activation stays near unit size from layer to layer; norms are
-    1 +- 0.1, the selection bias of the router is small but not zero, and logits spread over LOGIT_STD.
+    1 +- 0.1, the selection bias of the router is small but not zero, and logits spread over LOGIT_STD (with
+    ``tied_output`` the embedding makes them).
     """
     rng = np.random.Generator(np.random.SFC64([seed, zlib.crc32(name.encode())]))
     block, block_bytes = GGML_QUANT_SIZES[kind]
     n_blocks = prod(shape) // block
     step = max(1, PIECE_BYTES // block_bytes)
     for start in range(0, n_blocks, step):
-        piece = random_blocks(kind, min(step, n_blocks - start), rng, _deviation(name, shape))
+        piece = random_blocks(kind, min(step, n_blocks - start), rng, _deviation(name, shape, tied_output))
         if name.endswith("_norm.weight"):
             piece = (piece.view("<f4") + np.float32(1)).view(np.uint8)
         yield piece
 
 
-def _deviation(name: str, shape: tuple[int, ...]) -> float:
+def _deviation(name: str, shape: tuple[int, ...], tied_output: bool) -> float:
     if name.endswith(("_norm.weight", "exp_probs_b.bias")):
         return ROUTER_BIAS_STD
+    if name == ("token_embd.weight" if tied_output else "output.weight"):
+        return LOGIT_STD / sqrt(shape[-1])
     if name == "token_embd.weight":
         return 1.0
     if name.endswith("attn_k_b.weight"):  # stored transposed: keys are sums over the latent, its middle axis
         return 1 / sqrt(shape[-2])
-    return (LOGIT_STD if name == "output.weight" else 1.0) / sqrt(shape[-1])
+    return 1 / sqrt(shape[-1])
 
 
 def _require_room(path: Path, n_bytes: int) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from model import kernels
 from model.cache import LatentShard, LayerCache
 from model.config import ModelConfig
+from model.layout import whole_units
 from model.linear import View, linear
 from model.scratch import Scratch
 from model.weights import Weight
@@ -94,12 +95,15 @@ class AttentionBlock:
     def _queries_and_latent(self, program: Program, scratch: Scratch, tokens: int) -> None:
         c = self.config
         self._norm(program, scratch, tokens, "x", "attn_norm", "normed", c.n_embd)
-        normed = View(scratch["normed"], token=c.n_embd)
-        self._linear(program, scratch, tokens, "attn_q_a", normed, View(scratch["q_a"], token=c.q_lora))
+        normed, q = View(scratch["normed"], token=c.n_embd), View(scratch["q"], token=c.n_head * c.key_dim)
+        if c.q_lora:
+            self._linear(program, scratch, tokens, "attn_q_a", normed, View(scratch["q_a"], token=c.q_lora))
         self._linear(program, scratch, tokens, "attn_kv_a_mqa", normed, View(scratch["kv"], token=c.latent_dim))
-        self._norm(program, scratch, tokens, "q_a", "attn_q_a_norm", "q_a_normed", c.q_lora)
-        q_a = View(scratch["q_a_normed"], token=c.q_lora)
-        self._linear(program, scratch, tokens, "attn_q_b", q_a, View(scratch["q"], token=c.n_head * c.key_dim))
+        if c.q_lora:
+            self._norm(program, scratch, tokens, "q_a", "attn_q_a_norm", "q_a_normed", c.q_lora)
+            self._linear(program, scratch, tokens, "attn_q_b", View(scratch["q_a_normed"], token=c.q_lora), q)
+        else:
+            self._linear(program, scratch, tokens, "attn_q", normed, q)
 
     def _rope_query(
         self, program: Program, scratch: Scratch, tokens: int, out: str, out_head: int, out_rope: int
@@ -181,7 +185,7 @@ class AttentionBlock:
             kernel = kernels.for_shard(kernel, kernels.SHARD_SLOTS_PUSH)
             push |= {"first": shard.first, "last": shard.end, "slot_first": slot, "slots": slots}
         program.launch(
-            kernel.variant(ARRAYS_IN_MEMORY="1") if program.device.info.kind == "cpu" else kernel,
+            kernels.for_device(kernel, program.device.info.kind),
             {
                 "q": scratch["q_latent"],
                 "cache": shard.latent,
@@ -248,6 +252,7 @@ class AttentionBlock:
                     "v_dim": c.v_head,
                     "latent": c.kv_lora,
                     "n_ctx": self.n_ctx,
+                    "key_row": whole_units(c.key_dim),
                 },
             )
         params = scratch["params"]

@@ -7,9 +7,8 @@ from collections.abc import Callable, Mapping
 
 from model.cache import cache_capacity
 from model.config import ModelConfig
-from model.layout import CacheLayout, Path, cache_bytes
+from model.layout import UNIT, CacheLayout, Path, cache_bytes, whole_units
 from model.scratch import SLACK_BYTES
-from model.weights import UNIT
 from vkbackend.device import Device
 from vkbackend.errors import DeviceError
 from vkbackend.gtt import raise_hint
@@ -51,7 +50,7 @@ def binding_context(config: ModelConfig, path: Path, limit: int) -> int:
     """
     if path.layout is not CacheLayout.PER_HEAD:
         return 2**32 - UNIT
-    a_position = max(2 * config.key_dim, 2 * config.v_head, 4 * config.n_head)
+    a_position = max(2 * whole_units(config.key_dim), 2 * config.v_head, 4 * config.n_head)
     return max(0, limit - SLACK_BYTES) // a_position // UNIT * UNIT
 
 

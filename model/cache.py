@@ -11,8 +11,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from model.config import ModelConfig
-from model.layout import CacheLayout, Path
-from model.weights import UNIT, Weight, allocate_f16
+from model.layout import CacheLayout, Path, whole_units
+from model.weights import Weight, allocate_f16
 from vkbackend.buffer import Buffer
 from vkbackend.device import Device
 from vkbackend.errors import InputError
@@ -45,7 +45,7 @@ class LayerCache:
 
 def cache_capacity(n_ctx: int) -> int:
     """Positions that are allocated for a context: whole units of 32, as the values' product reads them."""
-    return -(-n_ctx // UNIT) * UNIT
+    return whole_units(n_ctx)
 
 
 def latent_ranges(config: ModelConfig, n_ctx: int, limit: int) -> list[tuple[int, int]]:
@@ -77,7 +77,7 @@ class Cache:
         if path.layout is CacheLayout.PER_HEAD:
             # One kernel writes a head's key and value, so both are split between the same heads.
             heads, n_ctx, key, value = config.n_head, self.n_ctx, config.key_dim, config.v_head
-            widest = n_ctx * max(key, value)
+            widest = n_ctx * max(whole_units(key), value)
             keys = allocate_f16(device, f"{name}.k", heads, n_ctx, key, widest)
             try:
                 values = allocate_f16(device, f"{name}.v", heads, value, n_ctx, widest)
@@ -116,8 +116,3 @@ def require_layout(config: ModelConfig, path: Path) -> None:
     """Raise InputError unless there are kernels for this path over this model's widths."""
     if path.cache_type != "f16":
         raise InputError(f"cache type {path.cache_type} has no kernel; expected f16: choose it")
-    if path.layout is CacheLayout.PER_HEAD and config.key_dim % UNIT:
-        raise InputError(
-            f"{config.name}: keys of {config.key_dim} elements a head; path {path.name} expects a multiple of {UNIT}: "
-            "choose --path mla"
-        )

@@ -7,6 +7,7 @@ Shape letters: D n_embd, H heads, Q q_lora, R kv_lora, N qk_nope, P qk_rope, V v
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,12 +19,10 @@ from vkbackend.errors import InputError, quoted, shown
 __all__ = [
     "ARCHITECTURE",
     "KEYS",
-    "PRESETS",
     "SUPPORTED_TYPES",
     "ModelConfig",
     "Yarn",
     "expected_tensors",
-    "get_preset",
     "require_supported",
 ]
 
@@ -59,6 +58,9 @@ KEYS = {
     "yarn": "rope.scaling.type",
 }
 GATING_FUNCTIONS = {1: "softmax", 2: "sigmoid"}  # gguf.ExpertGatingFuncType
+# A group of experts is as good as this many of its best together: DeepSeek-V3's and V2's own code (see group_scores in
+# model/reference/ops.py).
+GROUP_BEST = {"sigmoid": 2, "softmax": 1}
 # Files converted before the key existed are softmax models, but for GLM-4.7-Flash, with or without its MTP block.
 SIGMOID_WITHOUT_KEY = {(47, 154_880), (48, 154_880)}  # (block_count, n_vocab), as llama.cpp
 
@@ -105,6 +107,7 @@ class ModelConfig:
     n_nextn: int = 0  # MTP layers, stored after the others
     yarn: Yarn | None = None
     expert_bias: bool = True  # exp_probs_b, which takes part in choosing experts only
+    n_padding: int = 0  # last rows of the n_vocab that no token of the tokenizer has
     tied_output: bool = False  # no output.weight: token_embd serves as the output matrix
     split_kv_b: bool = True  # attn_k_b and attn_v_b; False: the older joint attn_kv_b
     arch: str = ARCHITECTURE
@@ -130,6 +133,12 @@ class ModelConfig:
         rules += [
             ("n_layer", self.n_layer, 1 <= self.n_layer <= MAX_LAYERS, f"1 to {MAX_LAYERS}"),
             ("n_nextn", self.n_nextn, 0 <= self.n_nextn <= MAX_LAYERS, f"0 to {MAX_LAYERS}"),
+            (
+                "n_padding",
+                self.n_padding,
+                0 <= self.n_padding < self.n_vocab,
+                f"0 to less than n_vocab ({self.n_vocab})",
+            ),
             ("n_dense", self.n_dense, 0 <= self.n_dense <= self.n_layer, f"0 to n_layer ({self.n_layer})"),
             ("q_lora", self.q_lora, self.q_lora >= 0, "0 (none) or more"),
             ("qk_rope", self.qk_rope, self.qk_rope > 0 and self.qk_rope % 2 == 0, "an even number more than 0"),
@@ -147,25 +156,38 @@ class ModelConfig:
                     0 < self.n_expert_used <= self.n_expert,
                     f"1 to n_expert ({self.n_expert})",
                 ),
-                (
-                    "n_group",
-                    self.n_group,
-                    self.n_group > 0 and self.n_expert % self.n_group == 0,
-                    f"a divisor of n_expert ({self.n_expert})",
-                ),
-                (
-                    "n_group_used",
-                    self.n_group_used,
-                    0 < self.n_group_used <= self.n_group,
-                    f"1 to n_group ({self.n_group})",
-                ),
             ]
+            rules += self._group_rules()
         return rules
+
+    def _group_rules(self) -> list[tuple[str, Any, bool, str]]:
+        divides = self.n_group > 0 and self.n_expert % self.n_group == 0
+        reach = self.n_group_used * (self.n_expert // self.n_group) if divides else 0
+        return [
+            ("n_group", self.n_group, divides, f"a divisor of n_expert ({self.n_expert})"),
+            (
+                "n_group_used",
+                self.n_group_used,
+                0 < self.n_group_used <= self.n_group,
+                f"1 to n_group ({self.n_group})",
+            ),
+            (
+                "n_expert_used",
+                self.n_expert_used,
+                self.n_expert_used <= reach,
+                f"at most the {reach} experts of n_group_used ({self.n_group_used}) groups",
+            ),
+        ]
 
     @property
     def key_dim(self) -> int:
         """Width of one head's query and key: N + P."""
         return self.qk_nope + self.qk_rope
+
+    @property
+    def n_tokens(self) -> int:
+        """Ids that stand for a token: 0 to n_tokens - 1."""
+        return self.n_vocab - self.n_padding
 
     @property
     def latent_dim(self) -> int:
@@ -218,17 +240,24 @@ def _read(gguf: GGUFFile) -> dict[str, Any]:
             "use a GGUF of GLM-4.7-Flash, DeepSeek-V2 or DeepSeek-V3"
         )
     keys = TypedKeys(gguf, ARCHITECTURE)
+    _require_neutral(keys)
+    n_blocks = keys.get(KEYS["n_layer"], int)
+    n_nextn = keys.get(KEYS["n_nextn"], int, 0) or _mtp_blocks(gguf, n_blocks)
+    values: dict[str, Any] = {"n_layer": n_blocks - n_nextn, "n_nextn": n_nextn}
+    values["n_dense"] = keys.get(KEYS["n_dense"], int, _leading_dense(gguf, values["n_layer"]))
+    moe = (
+        None if values["n_dense"] < values["n_layer"] else 0
+    )  # what a key that only mixture layers need may default to
     direct: dict[str, tuple[type, Any]] = {
-        "n_dense": (int, 0),
         "n_embd": (int, None),
         "n_head": (int, None),
         "kv_lora": (int, None),
         "qk_rope": (int, None),
-        "n_ff": (int, None),
-        "n_expert": (int, None),
-        "n_expert_used": (int, None),
+        "n_ff": (int, 0 if values["n_dense"] == 0 else None),
+        "n_expert": (int, moe),
+        "n_expert_used": (int, moe),
         "n_expert_shared": (int, 0),
-        "n_ff_exp": (int, None),
+        "n_ff_exp": (int, moe),
         "norm_topk": (bool, False),
         "expert_scale": (float, 1.0),
         "n_group": (int, 1),
@@ -236,38 +265,74 @@ def _read(gguf: GGUFFile) -> dict[str, Any]:
         "rope_theta": (float, 10_000.0),
         "rms_eps": (float, None),
         "n_ctx_train": (int, None),
-        "n_nextn": (int, 0),
     }
-    values = {field: keys.get(KEYS[field], kind, default) for field, (kind, default) in direct.items()}
+    values |= {field: keys.get(KEYS[field], kind, default) for field, (kind, default) in direct.items()}
     values["expert_scale"] = values["expert_scale"] or 1.0  # llama.cpp leaves 0 for "unscaled"
-    n_blocks = keys.get(KEYS["n_layer"], int)
-    if keys.get("attention.temperature_scale", float, 0.0):
-        raise InputError(
-            f"{gguf.path}: key {ARCHITECTURE}.attention.temperature_scale is set, expected none; "
-            "use a GGUF of GLM-4.7-Flash, DeepSeek-V2 or DeepSeek-V3"
-        )
+    for field in ("n_group", "n_group_used"):
+        values[field] = values[field] or 1  # and for "no groups"
     tokens = gguf.kv.get("tokenizer.ggml.tokens")
-    n_vocab = len(tokens) if isinstance(tokens, list) else keys.get(KEYS["n_vocab"], int)
+    n_tokens = len(tokens) if isinstance(tokens, list) and tokens else keys.get(KEYS["n_vocab"], int)
+    n_vocab = max(n_tokens, _rows(gguf, "token_embd.weight"))
 
     has_joint, has_split = _has(gguf, "attn_kv_b.weight"), _has(gguf, "attn_k_b.weight")
-    split = has_split or not has_joint  # neither: the check of the tensors says what is missing
-    if split or f"{ARCHITECTURE}.{KEYS['qk_nope']}" in gguf.kv:
-        key_dim, v_head = keys.get(KEYS["qk_nope"], int), keys.get(KEYS["v_head"], int)
-    else:  # files with attn_kv_b only: the plain keys are the per-head sizes
-        key_dim, v_head = keys.get("attention.key_length", int), keys.get("attention.value_length", int)
+    # Neither: the check of the tensors says what is missing. Files with attn_kv_b only: the plain keys are the per-head
+    # sizes, where there are no others.
+    split = has_split or not has_joint
+    of_heads = split or f"{ARCHITECTURE}.{KEYS['qk_nope']}" in gguf.kv
+    key_dim = keys.get(KEYS["qk_nope"] if of_heads else "attention.key_length", int)
+    v_head = keys.get(KEYS["v_head"] if of_heads else "attention.value_length", int)
     values["q_lora"] = 0 if _has(gguf, "attn_q.weight") else keys.get(KEYS["q_lora"], int)
     return values | {
         "name": shown(str(gguf.kv.get("general.name", gguf.path.stem))),
-        "n_layer": n_blocks - values["n_nextn"],
         "n_vocab": n_vocab,
+        "n_padding": n_vocab - n_tokens,
         "qk_nope": key_dim - values["qk_rope"],
         "v_head": v_head,
-        "gating": _gating(keys, n_blocks, n_vocab),
+        "gating": _gating(keys, n_blocks, n_tokens),
         "yarn": _yarn(keys),
         "expert_bias": _has(gguf, "exp_probs_b.bias"),
         "tied_output": "output.weight" not in gguf.tensors,
         "split_kv_b": split,
     }
+
+
+# Keys that change the mathematics in ways that no kernel here knows, and the value that changes nothing.
+_NEUTRAL = {
+    "attention.temperature_scale": 0.0,
+    "rope.scaling.attn_factor": 1.0,
+    "rope.scaling.yarn_attn_factor": 1.0,
+    "rope.scaling.yarn_ext_factor": 1.0,
+}
+
+
+def _require_neutral(keys: TypedKeys) -> None:
+    for key, neutral in _NEUTRAL.items():
+        found = keys.get(key, float, neutral)
+        if found != neutral:
+            raise InputError(
+                f"{keys.path}: key {ARCHITECTURE}.{key} is {found}, expected {neutral} or none; "
+                "use a GGUF of GLM-4.7-Flash, DeepSeek-V2 or DeepSeek-V3"
+            )
+
+
+def _mtp_blocks(gguf: GGUFFile, n_blocks: int) -> int:
+    """How many of the last blocks are MTP layers, by their nextn tensors: for files without the key that says so."""
+    found = {int(match[1]) for name in gguf.tensors if (match := re.match(r"blk\.(\d+)\.nextn\.", name))}
+    count = 0
+    while n_blocks - 1 - count in found:
+        count += 1
+    return count
+
+
+def _leading_dense(gguf: GGUFFile, n_layer: int) -> int:
+    """Layers before the first that has a router: for files without the key that says so."""
+    routers = {int(match[1]) for name in gguf.tensors if (match := re.match(r"blk\.(\d+)\.ffn_gate_inp\.", name))}
+    return min(routers, default=n_layer)
+
+
+def _rows(gguf: GGUFFile, name: str) -> int:
+    """Rows of a matrix, 0 where the file lacks it."""
+    return gguf.tensors[name].shape[0] if name in gguf.tensors else 0
 
 
 def _has(gguf: GGUFFile, suffix: str) -> bool:
@@ -301,94 +366,9 @@ def _yarn(keys: TypedKeys) -> Yarn | None:
             f"{keys.path}: key {ARCHITECTURE}.rope.scaling.factor is {yarn.factor} over a context of "
             f"{yarn.n_ctx_orig}, expected both at least 1; {RECONVERT}"
         )
+    if min(yarn.beta_fast, yarn.beta_slow) <= 0 or keys.get(KEYS["rope_theta"], float, 10_000.0) <= 1:
+        raise InputError(
+            f"{keys.path}: YaRN has beta_fast {yarn.beta_fast} and beta_slow {yarn.beta_slow}, expected both more than "
+            f"0, and a rope.freq_base more than 1; {RECONVERT}"
+        )
     return yarn
-
-
-PRESETS = {
-    "glm-4.7-flash": ModelConfig(
-        name="GLM-4.7-Flash",
-        n_layer=47,
-        n_dense=1,
-        n_embd=2048,
-        n_vocab=154_880,
-        n_head=20,
-        q_lora=768,
-        kv_lora=512,
-        qk_nope=192,
-        qk_rope=64,
-        v_head=256,
-        n_ff=10_240,
-        n_expert=64,
-        n_expert_used=4,
-        n_expert_shared=1,
-        n_ff_exp=1536,
-        gating="sigmoid",
-        norm_topk=True,
-        expert_scale=1.8,
-        rope_theta=1e6,
-        rms_eps=1e-5,
-        n_ctx_train=202_752,
-        n_nextn=1,
-    ),
-    "deepseek-v2-lite": ModelConfig(
-        name="DeepSeek-V2-Lite",
-        n_layer=27,
-        n_dense=1,
-        n_embd=2048,
-        n_vocab=102_400,
-        n_head=16,
-        q_lora=0,
-        kv_lora=512,
-        qk_nope=128,
-        qk_rope=64,
-        v_head=128,
-        n_ff=10_944,
-        n_expert=64,
-        n_expert_used=6,
-        n_expert_shared=2,
-        n_ff_exp=1408,
-        gating="softmax",
-        norm_topk=False,
-        expert_scale=1.0,
-        rope_theta=1e4,
-        rms_eps=1e-6,
-        n_ctx_train=163_840,
-        yarn=Yarn(factor=40.0, n_ctx_orig=4096, log_multiplier=0.0707),
-        expert_bias=False,
-    ),
-    "deepseek-v3": ModelConfig(
-        name="DeepSeek-V3",
-        n_layer=61,
-        n_dense=3,
-        n_embd=7168,
-        n_vocab=129_280,
-        n_head=128,
-        q_lora=1536,
-        kv_lora=512,
-        qk_nope=128,
-        qk_rope=64,
-        v_head=128,
-        n_ff=18_432,
-        n_expert=256,
-        n_expert_used=8,
-        n_expert_shared=1,
-        n_ff_exp=2048,
-        gating="sigmoid",
-        norm_topk=True,
-        expert_scale=2.5,
-        rope_theta=1e4,
-        rms_eps=1e-6,
-        n_ctx_train=163_840,
-        n_group=8,
-        n_group_used=4,
-        n_nextn=1,
-        yarn=Yarn(factor=40.0, n_ctx_orig=4096, log_multiplier=0.1),
-    ),
-}
-
-
-def get_preset(name: str) -> ModelConfig:
-    """The published model called ``name``. InputError listing the names when there is none."""
-    if name not in PRESETS:
-        raise InputError(f"preset {name!r} is unknown, expected one of {', '.join(PRESETS)}; choose one of them")
-    return PRESETS[name]

@@ -51,8 +51,8 @@ class DeviceWeights:
         return self._vectors[name]
 
     def output(self) -> Weight:
-        """The output matrix."""
-        return self._matrices["output"]
+        """The output matrix, which a tied model shares with the embedding."""
+        return self._matrices["token_embd" if self._config.tied_output else "output"]
 
     def layer(self, index: int) -> tuple[dict[str, Weight], dict[str, Buffer]]:
         """One layer's matrices and vectors by their names within the layer."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from model import kernels
 from model.attention import emit_norm
-from model.config import ModelConfig
+from model.config import GROUP_BEST, ModelConfig
 from model.linear import View, linear, routed_linear
 from model.scratch import Scratch
 from model.weights import Weight
@@ -81,8 +81,9 @@ class FeedForwardBlock:
         router = View(scratch["router"], token=c.n_expert)
         x = View(scratch["normed"], token=c.n_embd)
         linear(program, self.weights["ffn_gate_inp"], x, router, tokens=tokens, params=scratch["params"])
+        spec, push = route_constants(c, lanes)
         program.launch(
-            kernels.ROUTE,
+            kernels.for_device(kernels.ROUTE, program.device.info.kind),
             {
                 "logits": scratch["router"],
                 "bias": self.vectors["exp_probs_b"],
@@ -91,14 +92,8 @@ class FeedForwardBlock:
                 "params": scratch["params"],
             },
             (tokens, 1, 1),
-            spec={"PER_LANE": -(-c.n_expert // lanes)},
-            push={
-                "experts": c.n_expert,
-                "used": c.n_expert_used,
-                "sigmoid_gate": int(c.gating == "sigmoid"),
-                "normalise": int(c.norm_topk),
-                "scale": float(c.expert_scale),
-            },
+            spec=spec,
+            push=push,
         )
         if tokens > 1:
             program.launch(
@@ -127,3 +122,23 @@ class FeedForwardBlock:
         self._silu_mul(program, scratch, tokens, slots * c.n_ff_exp)
         down = self.weights["ffn_down_exps"]
         routed_linear(program, down, hidden["gate"], out, tokens=tokens, used=slots, routing=routing, params=params)
+
+
+def route_constants(config: ModelConfig, lanes: int) -> tuple[dict[str, int], dict[str, int | float]]:
+    """Specialization and push constants of the routing kernel on subgroups of ``lanes``."""
+    c = config
+    spec = {
+        "PER_LANE": -(-c.n_expert // lanes),
+        "GROUP": c.n_expert // c.n_group if c.n_group > 1 else 0,
+        "GROUPS_PER_LANE": -(-c.n_group // lanes),
+    }
+    push = {
+        "experts": c.n_expert,
+        "used": c.n_expert_used,
+        "sigmoid_gate": int(c.gating == "sigmoid"),
+        "normalise": int(c.norm_topk),
+        "scale": float(c.expert_scale),
+        "groups_used": c.n_group_used,
+        "group_best": GROUP_BEST[c.gating],
+    }
+    return spec, push

@@ -95,7 +95,8 @@ class Forward:
             kernels.ARGMAX,
             {"logits": scratch["logits"], "best": scratch["best"]},
             (ARGMAX_GROUPS, 1, 1),
-            push={"count": c.n_vocab, "share": -(-c.n_vocab // ARGMAX_GROUPS)},
+            # Ids that stand for no token are never chosen.
+            push={"count": c.n_tokens, "share": -(-c.n_tokens // ARGMAX_GROUPS)},
         )
         program.launch(
             kernels.ARGMAX_FINAL,

@@ -91,14 +91,14 @@ ATTENTION_COMBINE = Kernel(
 CACHE_PER_HEAD = Kernel(
     "cache_per_head.comp",
     (("k_nope", "r"), ("latent_rope", "r"), ("v_new", "r"), _PARAMS, ("k_cache", "w"), ("v_cache", "rw")),
-    push=("head_first", "heads", "nope", "rope", "v_dim", "latent", "n_ctx"),
+    push=("head_first", "heads", "nope", "rope", "v_dim", "latent", "n_ctx", "key_row"),
 )
 SOFTMAX_CAUSAL = Kernel("softmax_causal.comp", (("scores", "rw"), _PARAMS), push=("capacity", "n_ctx", "scale"))
 ROUTE = Kernel(
     "route.comp",
     (("logits", "r"), ("bias", "r"), ("chosen", "w"), ("weights", "rw"), _PARAMS),
-    ("PER_LANE",),
-    ("experts", "used", "sigmoid_gate", "normalise", "scale"),
+    ("PER_LANE", "GROUP", "GROUPS_PER_LANE"),
+    ("experts", "used", "sigmoid_gate", "normalise", "scale", "groups_used", "group_best"),
 )
 GROUP_BY_EXPERT = Kernel(
     "group_by_expert.comp",
@@ -118,6 +118,11 @@ ARGMAX_FINAL = Kernel("argmax.comp", (("best", "r"), ("token", "w")), push=("cou
 def for_shard(kernel: Kernel, push: tuple[str, ...]) -> Kernel:
     """The kernel that serves one shard of a split latent cache, with the push constants that say which."""
     return replace(kernel.variant(SHARD="1"), push=(*kernel.push, *push))
+
+
+def for_device(kernel: Kernel, kind: str) -> Kernel:
+    """The kernel as a device of ``kind`` needs the arrays of its lanes (``shaders/include/array_loop.glsl``)."""
+    return kernel.variant(ARRAYS_IN_MEMORY="1") if kind == "cpu" else kernel
 
 
 def for_format(kernel: Kernel, kind: GGMLQuantizationType) -> Kernel:

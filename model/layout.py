@@ -19,6 +19,13 @@ from model.config import ModelConfig
 from model.tensors import expected_tensors
 from vkbackend.errors import InputError
 
+UNIT = 32  # columns that a matrix kernel reads at once; shorter rows of plain numbers are padded to whole units
+
+
+def whole_units(n: int) -> int:
+    """``n`` rounded up to a multiple of UNIT."""
+    return -(-n // UNIT) * UNIT
+
 
 class CacheLayout(Enum):
     """What is cached for one token in one layer; see the module's first lines."""
@@ -63,16 +70,19 @@ def get_path(name: str) -> Path:
 
 
 def cache_rows(config: ModelConfig, layout: CacheLayout) -> tuple[int, ...]:
-    """Elements of each row that one token adds in one layer; a quantised row is padded to whole blocks by itself."""
+    """Elements of each row that one token adds in one layer; a quantised row is padded to whole blocks by itself.
+
+    A key per head is a row of a matrix, and as long as its whole units.
+    """
     if layout is CacheLayout.LATENT:
         return (config.latent_dim,)
     if layout is CacheLayout.LATENT_V:
         return (config.latent_dim, config.kv_lora)
-    return (config.key_dim,) * config.n_head + (config.v_head,) * config.n_head
+    return (whole_units(config.key_dim),) * config.n_head + (config.v_head,) * config.n_head
 
 
 def cache_elements_per_token_layer(config: ModelConfig, layout: CacheLayout) -> int:
-    """Values cached per token and layer: R + P, 2R + P, or H(N + P + V)."""
+    """Values cached per token and layer: R + P, 2R + P, or H(N + P + V), with N + P in whole units of 32."""
     return sum(cache_rows(config, layout))
 
 

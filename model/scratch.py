@@ -6,6 +6,7 @@ import numpy as np
 
 from model.config import ModelConfig
 from model.layout import CacheLayout, Path
+from model.rope import frequencies, magnitude
 from vkbackend.buffer import Buffer
 from vkbackend.device import Device
 from vkbackend.memory import Use
@@ -22,12 +23,13 @@ _USES = {"params": Use.PARAMETERS, "token": Use.RESULTS, "logits": Use.RESULTS}
 def rope_tables(config: ModelConfig, n_ctx: int) -> tuple[np.ndarray, int]:
     """(cos, sin) of 256 * a * theta_i, then of b * theta_i for b < 256, as f32 [rows, rope / 2, 2]; and the rows of a.
 
-    theta_i = rope_theta ** (-2 i / rope) (Su et al. 2021, RoFormer, equation 15), computed in f64.
+    The theta_i are model/rope.py's frequencies, computed in f64; its magnitude is in the rows of a.
     """
-    theta = config.rope_theta ** (-np.arange(0, config.qk_rope, 2, dtype=np.float64) / config.qk_rope)
     n_high = n_ctx // 256 + 1
-    angles = np.concatenate([256.0 * np.arange(n_high), np.arange(256.0)])[:, None] * theta
-    return np.stack([np.cos(angles), np.sin(angles)], axis=-1).astype(np.float32), n_high
+    angles = np.concatenate([256.0 * np.arange(n_high), np.arange(256.0)])[:, None] * frequencies(config)
+    table = np.stack([np.cos(angles), np.sin(angles)], axis=-1)
+    table[:n_high] *= magnitude(config)
+    return table.astype(np.float32), n_high
 
 
 def scratch_bytes(config: ModelConfig, path: Path, n_ctx: int, chunk: int, splits: int, shards: int) -> dict[str, int]:
@@ -77,7 +79,7 @@ def scratch_bytes(config: ModelConfig, path: Path, n_ctx: int, chunk: int, split
             "parts": sums * c.n_head * c.kv_lora,  # [T, H, S, kv_lora]
             "stats": 2 * sums * c.n_head,
         }
-    return {name: 4 * n + SLACK_BYTES for name, n in elements.items()}
+    return {name: 4 * n + SLACK_BYTES for name, n in elements.items() if n}
 
 
 class Scratch:

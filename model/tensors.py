@@ -114,12 +114,7 @@ def require_supported(config: ModelConfig, gguf: GGUFFile | None = None) -> None
     """
     source = gguf.path if gguf is not None else config.name
     variants = [
-        (config.q_lora == 0, "queries are not compressed (no q_lora)", "compressed queries (attn_q_a, attn_q_b)"),
         (not config.split_kv_b, "attn_kv_b is stored joint", "split attn_k_b and attn_v_b"),
-        (config.yarn is not None, "rope is scaled by YaRN", "unscaled rope"),
-        (config.n_group > 1, f"experts are routed in {config.n_group} groups", "one group"),
-        (config.n_dense == config.n_layer, "no layer is a mixture of experts", "at least one"),
-        (config.tied_output, "the output matrix is tied to token_embd", "an output.weight tensor"),
     ]
     remedies = {"attn_kv_b is stored joint": RECONVERT}
     for applies, found, expected in variants:

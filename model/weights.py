@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 
 from model.codebooks import codebook
 from model.gguf_file import TensorInfo, drop_pages
+from model.layout import UNIT, whole_units
 from vkbackend.buffer import Buffer
 from vkbackend.device import Device
 from vkbackend.errors import DeviceError
 from vkbackend.memory import Use, buffer_limit
 
 Q = GGMLQuantizationType
-UNIT = 32  # columns
 
 # The bytes of a block's scale, first or last in it, where the rest, its payload, is whole words and the block is not.
 _SCALE = {
@@ -88,7 +88,7 @@ class Weight:
 def row_bytes(kind: GGMLQuantizationType, columns: int) -> int:
     """Bytes of a row on the device, payload and scales, with plain types padded to whole units."""
     block, size = GGML_QUANT_SIZES[kind]
-    padded = -(-columns // UNIT) * UNIT if kind in _PLAIN else columns
+    padded = whole_units(columns) if kind in _PLAIN else columns
     return padded // block * size
 
 
@@ -235,10 +235,10 @@ def _free(shards: list[Shard]) -> None:
 def allocate_f16(device: Device, name: str, matrices: int, rows: int, columns: int, widest: int = 0) -> Weight:
     """A zeroed stack of F16 matrices on the device: a cache that linear kernels can read as weights.
 
-    ``columns`` must be a multiple of 32 and is stored without padding. ``widest`` is the elements of the largest matrix
-    of the stacks that must be split alike (0: this one alone).
+    Rows are padded to whole units of 32 columns with zeros. ``widest`` is the elements of the largest matrix, padding
+    included, of the stacks that must be split alike (0: this one alone).
     """
-    elements = rows * columns
+    elements = rows * whole_units(columns)
     shards: list[Shard] = []
     try:
         for first, end in _split(matrices, max(widest, elements) * 2, buffer_limit(device), name, device):

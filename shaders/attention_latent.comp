@@ -5,8 +5,6 @@
 // Online softmax over tiles of TILE rows (Milakov and Gimelshein 2018; Dao et al. 2022).
 // REDUNDANT_V: values come from their own buffer instead.
 // SHARD: the buffers hold only the positions from `first` to `last`; attention_combine joins the shards' sums.
-// ARRAYS_IN_MEMORY: for CPU drivers, whose compiler takes tens of seconds over hundreds of values that live through a loop. A
-// loop that indexes the arrays keeps them in memory, their first cache; a GPU must not have it, or they leave its registers.
 #extension GL_GOOGLE_include_directive : require
 #extension GL_KHR_shader_subgroup_basic : require
 #extension GL_EXT_control_flow_attributes : require
@@ -28,6 +26,7 @@ layout(binding = 2) writeonly buffer Output { vec2 outp[]; }; // [token][head][s
 layout(binding = 3) writeonly buffer Stats { vec2 stats[]; }; // [token][head][split]: running maximum, sum
 #define PARAMS_BINDING 4
 #include "params.glsl"
+#include "array_loop.glsl"
 #ifdef REDUNDANT_V
 layout(binding = 5) readonly buffer ValueCache { uint values[]; }; // [position][LATENT / 2]
 #endif
@@ -56,12 +55,6 @@ bool held(uint i) {
     uint words = (i < LATENT_WORDS ? LATENT : ROPE) / 2u;
     return words % gl_WorkGroupSize.x == 0u || row_word(i) < (i < LATENT_WORDS ? LATENT / 2u : ROW);
 }
-
-#ifdef ARRAYS_IN_MEMORY
-#define ARRAY_LOOP [[dont_unroll]]
-#else
-#define ARRAY_LOOP [[unroll]]
-#endif
 
 void main() {
     // Head groups of one split run side by side, so that a cache row one of them loaded serves the others from the cache.

@@ -1,6 +1,6 @@
 #version 450
-// MHA fallback: stores a chunk's K [head][position][nope + rope] and transposed V [head][v][position], as packed halves. Every head
-// gets its own copy of the rotated key part, as a runtime without MLA keeps it.
+// MHA fallback: stores a chunk's K [head][position][nope + rope, padded to key_row] and transposed V [head][v][position], as
+// packed halves. Every head gets its own copy of the rotated key part, as a runtime without MLA keeps it.
 // Two positions share a word of the transposed V; one invocation handles all of a chunk's tokens of its (head, v), so no write is lost.
 #extension GL_GOOGLE_include_directive : require
 #extension GL_KHR_shader_subgroup_basic : require
@@ -22,13 +22,14 @@ layout(push_constant) uniform Push {
     uint v_dim;
     uint latent;
     uint n_ctx; // positions that the caches hold, even
+    uint key_row; // elements from key to key
 };
 
 void main() {
     uint here = gl_WorkGroupID.x, head = head_first + here;
     uint key_pairs = (nope + rope) / 2u, nope_pairs = nope / 2u, rope_pairs = rope / 2u, latent_pairs = latent / 2u;
     for (uint token = 0u; token < n_tokens; token++) {
-        uint row = (here * n_ctx + n_past + token) * key_pairs;
+        uint row = (here * n_ctx + n_past + token) * (key_row / 2u);
         for (uint i = gl_SubgroupInvocationID; i < key_pairs; i += gl_SubgroupSize) {
             vec2 k = i < nope_pairs ? k_nope[(token * heads + head) * nope_pairs + i]
                                     : latent_rope[token * (latent_pairs + rope_pairs) + latent_pairs + i - nope_pairs];

@@ -24,10 +24,10 @@ import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter
 
 from harness.synth_tokenizer import tokenizer_keys
-from model.config import get_preset
 from model.gguf_write import config_keys
 from model.layout import tensor_bytes
 from model.mix import mix_types
+from model.presets import get_preset
 from model.tensors import expected_tensors
 
 CONFIG = get_preset("glm-4.7-flash")

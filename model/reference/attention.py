@@ -12,6 +12,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from model.config import ModelConfig
 from model.reference.ops import Floats, Ints, linear, rms_norm, rope, softmax
+from model.rope import magnitude
 
 PATHS = ("latent", "expanded")
 Weight = Callable[[str], Floats]  # tensor name within the layer -> dequantised array
@@ -94,11 +95,11 @@ def latent_attention(
     n_tokens, n_rank, n_nope = x.shape[0], config.kv_lora, config.qk_nope
     q = queries(x, weight, config)
     q_nope = q[..., :n_nope].transpose(1, 0, 2)  # [H, T, N]
-    q_rope = rope(q[..., n_nope:], positions, frequencies).transpose(1, 0, 2)  # [H, T, P]
+    q_rope = rope(q[..., n_nope:], positions, frequencies, magnitude(config)).transpose(1, 0, 2)  # [H, T, P]
 
     kv_a = linear(x, weight("attn_kv_a_mqa"))  # [T, R+P]
     latent = rms_norm(kv_a[:, :n_rank], weight("attn_kv_a_norm"), config.rms_eps)
-    k_rope = rope(kv_a[:, n_rank:], positions, frequencies)  # [T, P], one for all heads
+    k_rope = rope(kv_a[:, n_rank:], positions, frequencies, magnitude(config))  # [T, P], one for all heads
 
     k_b, v_b = weight("attn_k_b"), weight("attn_v_b")
     if path == "latent":

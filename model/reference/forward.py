@@ -9,22 +9,15 @@ from model.config import ModelConfig
 from model.gguf_file import GGUFFile
 from model.reference.attention import PATHS, LayerCache, latent_attention, split_kv_b
 from model.reference.moe import gated_ffn, moe_ffn
-from model.reference.ops import Floats, linear, rms_norm, rope_frequencies, routing_margin, yarn_frequencies
+from model.reference.ops import Floats, linear, rms_norm, routing_margin
 from model.reference.weights import DequantisedWeights, Tensor
+from model.rope import frequencies
 from vkbackend.errors import InputError
 
 DEFAULT_CHUNK = 256  # tokens a step: bounds the scores, H*T*n numbers, on long prompts
 _HEAD_ROWS = 8192  # vocabulary rows dequantised at a time for the logits
 
 Trace = Callable[[str, int, np.ndarray], None]
-
-
-def frequencies_of(config: ModelConfig) -> np.ndarray:
-    """Radians per position of each rope pair, YaRN applied where the config has it. -> float64 [P/2]."""
-    if config.yarn is None:
-        return rope_frequencies(config.qk_rope, config.rope_theta)
-    y = config.yarn
-    return yarn_frequencies(config.qk_rope, config.rope_theta, y.factor, y.n_ctx_orig, y.beta_fast, y.beta_slow)
 
 
 class State:
@@ -55,7 +48,7 @@ class Reference:
         self.weights = weights
         self.config = config
         self.dtype = np.dtype(dtype)
-        self.frequencies = frequencies_of(config)
+        self.frequencies = frequencies(config)
 
     @classmethod
     def from_gguf(cls, gguf_file: GGUFFile, dtype: DTypeLike = np.float32) -> "Reference":
@@ -106,13 +99,16 @@ class Reference:
         cache_dtype: DTypeLike | None = None,
         chunk: int | None = None,
     ) -> list[int]:
-        """The ``n_tokens`` greedy continuations of ``tokens``; ties go to the lowest id, and no end token stops it."""
+        """The ``n_tokens`` greedy continuations of ``tokens``; ties go to the lowest id, and no end token stops it.
+
+        Ids that stand for no token are never chosen.
+        """
         state = self.start(path, cache_dtype)
         for hidden in self._chunks(tokens, state, chunk):
             last = hidden[-1:]
         out: list[int] = []
         while len(out) < n_tokens:
-            out.append(int(np.argmax(self.head(last)[0])))
+            out.append(int(np.argmax(self.head(last)[0, : self.config.n_tokens])))
             if len(out) < n_tokens:
                 last = self.step(out[-1:], state)
         return out

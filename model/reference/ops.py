@@ -8,11 +8,12 @@ Every function keeps the floating-point type of its first argument (float32 in u
 writes to none of its arguments.
 """
 
-import math
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from model.config import GROUP_BEST
 
 Floats = NDArray[np.floating]
 Ints = NDArray[np.int64]
@@ -63,32 +64,7 @@ def softmax(x: Floats) -> Floats:
     return e / np.sum(e, axis=-1, keepdims=True)
 
 
-def rope_frequencies(n_rope: int, theta: float) -> NDArray[np.float64]:
-    """Radians per position of each adjacent pair: ``theta^(-2i/P)``, i = 0..P/2-1. -> [P/2]."""
-    return theta ** (-np.arange(0, n_rope, 2, dtype=np.float64) / n_rope)
-
-
-def yarn_frequencies(
-    n_rope: int, theta: float, factor: float, n_ctx_orig: int, beta_fast: float = 32.0, beta_slow: float = 1.0
-) -> NDArray[np.float64]:
-    """YaRN (arXiv 2309.00071, "NTK by parts"): low frequencies divided by ``factor``, high ones kept. -> [P/2].
-
-    A pair that turns more than ``beta_fast`` times within ``n_ctx_orig`` positions is kept, fewer than ``beta_slow``
-    times is interpolated, a linear ramp between; the ramp's ends are floored and ceiled, as DeepSeek's code and
-    llama.cpp do.
-    """
-
-    def pair_turning(turns: float) -> float:
-        return n_rope * math.log(n_ctx_orig / (turns * 2 * math.pi)) / (2 * math.log(theta))
-
-    low = max(0, math.floor(pair_turning(beta_fast)))
-    high = min(n_rope - 1, math.ceil(pair_turning(beta_slow)))
-    ramp = np.clip((np.arange(n_rope // 2) - low) / max(0.001, high - low), 0.0, 1.0)
-    kept = rope_frequencies(n_rope, theta)
-    return kept / factor * ramp + kept * (1 - ramp)
-
-
-def rope(x: Floats, positions: Ints, frequencies: NDArray[np.float64]) -> Floats:
+def rope(x: Floats, positions: Ints, frequencies: NDArray[np.float64], magnitude: float = 1.0) -> Floats:
     """Rotate adjacent pairs (x[2i], x[2i+1]) by ``positions * frequencies[i]``, GGUF deepseek2's convention.
 
     x [T, ..., P], positions [T], frequencies [P/2] -> [T, ..., P]. Angles are float64 and only their cosine and sine
@@ -96,7 +72,7 @@ def rope(x: Floats, positions: Ints, frequencies: NDArray[np.float64]) -> Floats
     """
     angle = np.asarray(positions, np.float64)[:, None] * frequencies
     angle = angle.reshape(angle.shape[0], *([1] * (x.ndim - 2)), angle.shape[1])
-    cos, sin = np.cos(angle).astype(x.dtype), np.sin(angle).astype(x.dtype)
+    cos, sin = ((magnitude * f(angle)).astype(x.dtype) for f in (np.cos, np.sin))
     even, odd = x[..., 0::2], x[..., 1::2]
     out = np.empty_like(x)
     out[..., 0::2] = even * cos - odd * sin
@@ -109,20 +85,26 @@ def gate_scores(logits: Floats, gating: str) -> Floats:
     return sigmoid(logits) if gating == "sigmoid" else softmax(logits)
 
 
-def _allowed_experts(selection: Floats, n_group: int, n_group_used: int) -> NDArray[np.bool_]:
-    """Group-limited selection: only the experts of the ``n_group_used`` best groups. [T, E] -> bool [T, E].
+def group_scores(selection: Floats, config: RoutingConfig) -> Floats:
+    """How good each group of E / n_group neighbouring experts is, by selection scores [T, E] -> [T, n_group].
 
-    A group is E / n_group neighbouring experts; its score is the sum of its two best selection scores (DeepSeek-V3).
+    As the models' authors have it: the sum of a group's two best in DeepSeek-V3 (sigmoid gate, "noaux_tc"), its one
+    best in DeepSeek-V2 (softmax gate, "group_limited_greedy": modeling_deepseek.py of deepseek-ai/DeepSeek-V2, and
+    transformers' DeepseekV2TopkRouter). llama.cpp sums two for both, and so may choose other groups for DeepSeek-V2.
     """
+    groups = selection.reshape(selection.shape[0], config.n_group, -1)
+    return np.sort(groups, axis=-1)[..., -GROUP_BEST[config.gating] :].sum(axis=-1)
+
+
+def _allowed_experts(selection: Floats, config: RoutingConfig) -> NDArray[np.bool_]:
+    """Group-limited selection: only the experts of the ``n_group_used`` best groups. [T, E] -> bool [T, E]."""
     n_tokens, n_expert = selection.shape
-    if n_group <= 1:
+    if config.n_group <= 1:
         return np.ones((n_tokens, n_expert), bool)
-    groups = selection.reshape(n_tokens, n_group, n_expert // n_group)
-    group_score = np.sort(groups, axis=-1)[..., -2:].sum(axis=-1)
-    best = np.argsort(-group_score, axis=-1, kind="stable")[:, :n_group_used]
-    allowed = np.zeros((n_tokens, n_group), bool)
+    best = np.argsort(-group_scores(selection, config), axis=-1, kind="stable")[:, : config.n_group_used]
+    allowed = np.zeros((n_tokens, config.n_group), bool)
     np.put_along_axis(allowed, best, True, axis=-1)
-    return np.repeat(allowed, n_expert // n_group, axis=-1)
+    return np.repeat(allowed, n_expert // config.n_group, axis=-1)
 
 
 def route(logits: Floats, bias: Floats | None, config: RoutingConfig) -> tuple[Ints, Floats]:
@@ -133,7 +115,7 @@ def route(logits: Floats, bias: Floats | None, config: RoutingConfig) -> tuple[I
     """
     scores = gate_scores(logits, config.gating)
     selection = scores if bias is None else scores + bias
-    selection = np.where(_allowed_experts(selection, config.n_group, config.n_group_used), selection, -np.inf)
+    selection = np.where(_allowed_experts(selection, config), selection, -np.inf)
     ids = np.argsort(-selection, axis=-1, kind="stable")[:, : config.n_expert_used]
     weights = np.take_along_axis(scores, ids, axis=-1)
     if config.norm_topk:
@@ -152,10 +134,9 @@ def routing_margin(logits: Floats, bias: Floats | None, config: RoutingConfig) -
     selection = scores if bias is None else scores + bias
     margin = np.full(selection.shape[0], np.inf, selection.dtype)
     if 1 <= config.n_group_used < config.n_group:
-        groups = selection.reshape(selection.shape[0], config.n_group, -1)
-        group_score = np.sort(np.sort(groups, axis=-1)[..., -2:].sum(axis=-1), axis=-1)[:, ::-1]
+        group_score = np.sort(group_scores(selection, config), axis=-1)[:, ::-1]
         margin = np.minimum(margin, group_score[:, config.n_group_used - 1] - group_score[:, config.n_group_used])
-    selection = np.where(_allowed_experts(selection, config.n_group, config.n_group_used), selection, -np.inf)
+    selection = np.where(_allowed_experts(selection, config), selection, -np.inf)
     if config.n_expert_used < selection.shape[1]:
         ordered = np.sort(selection, axis=-1)[:, ::-1]
         margin = np.minimum(margin, ordered[:, config.n_expert_used - 1] - ordered[:, config.n_expert_used])

@@ -8,8 +8,9 @@ import numpy as np
 from gguf import GGMLQuantizationType as Q
 
 from harness.synth import write_synthetic
-from model.config import PRESETS, ModelConfig, Yarn
+from model.config import ModelConfig, Yarn
 from model.gguf_file import GGUFFile
+from model.presets import PRESETS
 from model.reference import Reference
 
 # Rows are whole K-quant blocks wherever the architecture allows, and epsilon is the 1e-6 that transformers fixes for

@@ -1,4 +1,4 @@
-"""Small models to run whole: two random ones of awkward shapes over all formats, and the embedded one."""
+"""Small models to run whole: random ones of awkward shapes, over all formats and variants, and the embedded one."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -10,12 +10,13 @@ from gguf import GGMLQuantizationType as Q
 
 from harness.synth import TypeOverride, write_synthetic
 from model import tasks
-from model.config import PRESETS, ModelConfig
+from model.config import ModelConfig, Yarn
 from model.data import EMBEDDED_MODEL
 from model.engine import Model, Session
 from model.gguf_file import GGUFFile
 from model.layout import PATHS, CacheLayout
 from model.layout import Path as CachePath
+from model.presets import PRESETS
 from model.reference import Reference
 from vkbackend.device import Device
 
@@ -63,11 +64,79 @@ PLAIN = replace(
     expert_scale=1.0,
     expert_bias=False,
 )
+# DeepSeek-V2's router (softmax, best groups by their best expert) without compressed queries, as V2-Lite; YaRN; an
+# output tied to an embedding with rows that no token has; an odd number of heads, 37 experts a
+# group, a key of no whole unit.
+LITE = replace(
+    PRESETS["deepseek-v2-lite"],
+    name="lite",
+    n_layer=2,
+    n_embd=92,
+    n_vocab=310,
+    n_padding=5,
+    n_head=3,
+    kv_lora=36,
+    qk_nope=20,
+    qk_rope=8,
+    v_head=28,
+    n_ff=68,
+    n_expert=111,
+    n_expert_used=6,
+    n_ff_exp=36,
+    n_ctx_train=4096,
+    n_group=3,
+    n_group_used=2,
+    yarn=Yarn(factor=40.0, n_ctx_orig=16, log_multiplier=0.0707),
+    tied_output=True,
+)
+# DeepSeek-V3's router (sigmoid and bias, best groups by their best two experts); YaRN without a log multiplier.
+GROUPED = replace(
+    PRESETS["deepseek-v3"],
+    name="grouped",
+    n_layer=3,
+    n_dense=1,
+    n_nextn=0,
+    n_embd=64,
+    n_vocab=303,
+    n_head=7,
+    q_lora=28,
+    kv_lora=32,
+    qk_nope=16,
+    qk_rope=12,
+    v_head=16,
+    n_ff=72,
+    n_expert=24,
+    n_expert_used=5,
+    n_ff_exp=32,
+    n_ctx_train=4096,
+    n_group=6,
+    n_group_used=3,
+    yarn=Yarn(factor=8.0, n_ctx_orig=16, beta_fast=4.0),
+)
+# No mixture layer, and no values for one.
+DENSE = replace(
+    GROUPED,
+    name="dense",
+    n_layer=2,
+    n_dense=2,
+    n_expert=0,
+    n_expert_used=0,
+    n_expert_shared=0,
+    n_ff_exp=0,
+    n_group=1,
+    n_group_used=1,
+    expert_bias=False,
+    yarn=None,
+)
+CONFIGS = {config.name: config for config in (AWKWARD, PLAIN, LITE, GROUPED, DENSE)}
 TYPES: dict[str, tuple[str, list[TypeOverride]]] = {
     "awkward": ("q4_k_m", [("ffn_gate", Q.Q6_K), ("ffn_up", Q.Q5_0), ("attn_kv_a_mqa", Q.Q8_0)]),
     "plain": ("q8_0", [("ffn_gate", Q.Q5_0), ("ffn_up", Q.F16), ("attn_q_a", Q.F32)]),
+    "lite": ("f16", []),
+    "grouped": ("q8_0", []),
+    "dense": ("f32", []),
 }
-NAMES = ("awkward", "plain", "embedded")
+NAMES = (*CONFIGS, "embedded")
 N_CTX = 128
 
 
@@ -149,5 +218,5 @@ def open_small_model(name: str, folder: Path, device: Device) -> SmallModel:
         return SmallModel(name, GGUFFile.open(EMBEDDED_MODEL), device)
     file = folder / f"{name}.gguf"
     mix, overrides = TYPES[name]
-    write_synthetic({"awkward": AWKWARD, "plain": PLAIN}[name], file, mix, 1, overrides)
+    write_synthetic(CONFIGS[name], file, mix, 1, overrides)
     return SmallModel(name, GGUFFile.open(file), device)

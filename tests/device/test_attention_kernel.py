@@ -8,7 +8,7 @@ from helpers import CANARY, U, canary, fetch, launch, params, upload
 
 from model import kernels
 from model.attention import AttentionShape
-from model.config import PRESETS
+from model.presets import PRESETS
 from model.reference.ops import softmax
 from vkbackend.device import Device
 

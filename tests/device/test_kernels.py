@@ -11,8 +11,10 @@ import pytest
 from helpers import CANARY, U, canary, fetch, launch, params, upload
 
 from model import kernels
-from model.config import PRESETS, ModelConfig
+from model.config import ModelConfig
+from model.presets import PRESETS
 from model.reference import ops
+from model.rope import plain_frequencies
 from model.scratch import ARGMAX_GROUPS, rope_tables
 from vkbackend.buffer import Buffer
 from vkbackend.device import Device
@@ -83,7 +85,7 @@ def test_rope_query(device: Device, rope: int, n_past: int, in_place: bool) -> N
     launch(device, kernels.ROPE_QUERY, buffers, (tokens, 1, 1), push=push)
     found = fetch(out, tokens, heads, out_head)
     positions = np.arange(n_past, n_past + tokens - 1)
-    frequencies = ops.rope_frequencies(rope, config.rope_theta)
+    frequencies = plain_frequencies(rope, config.rope_theta)
     expected = ops.rope(q[:-1, :, nope:].astype(np.float64), positions, frequencies)
     assert (np.abs(found[:-1, :, out_rope:] - expected) <= rope_error(q[:-1, :, nope:])).all()
     rest = q if in_place else np.full(found.shape, CANARY)
@@ -127,7 +129,7 @@ def test_latent_cache(device: Device, latent: int, variant: str) -> None:
     eps = float(np.float32(GLM.rms_eps))
     normed = ops.rms_norm(exact[:, :latent], weight.astype(np.float64), eps)
     positions = np.arange(n_past, n_past + tokens)
-    rotated = ops.rope(exact[:, latent:], positions, ops.rope_frequencies(rope, config.rope_theta))
+    rotated = ops.rope(exact[:, latent:], positions, plain_frequencies(rope, config.rope_theta))
     expected = np.concatenate([normed, rotated], axis=1)
     error = np.concatenate([(latent / 8 + 8) * U * np.abs(normed), rope_error(kv[:tokens, latent:])], axis=1)
     if variant == "per head":
@@ -165,7 +167,7 @@ def test_cache_per_head_keeps_its_neighbours(device: Device, n_past: int, tokens
         halves(tokens, latent + rope),
         halves(tokens, heads, v_dim),
     )
-    keys, values = halves(heads, n_ctx, nope + rope), halves(heads, v_dim, n_ctx)
+    keys, values = halves(heads, n_ctx, nope + rope + 4), halves(heads, v_dim, n_ctx)
     buffers = {
         "k_nope": upload(device, k_nope.astype(np.float32)),
         "latent_rope": upload(device, expanded.astype(np.float32)),
@@ -176,14 +178,14 @@ def test_cache_per_head_keeps_its_neighbours(device: Device, n_past: int, tokens
     for first, end in ((0, 2), (2, heads)):
         k_cache, v_cache = upload(device, keys[first:end]), upload(device, values[first:end])
         push = {"head_first": first, "heads": heads, "nope": nope, "rope": rope}
-        push |= {"v_dim": v_dim, "latent": latent, "n_ctx": n_ctx}
+        push |= {"v_dim": v_dim, "latent": latent, "n_ctx": n_ctx, "key_row": nope + rope + 4}
         here = buffers | {"k_cache": k_cache, "v_cache": v_cache}
         launch(device, kernels.CACHE_PER_HEAD, here, (end - first, 1, 1), push=push)
         found_keys.append(k_cache.download(np.float16, keys[first:end].size))
         found_values.append(v_cache.download(np.float16, values[first:end].size))
     for t in range(tokens):
         keys[:, n_past + t, :nope] = k_nope[t]
-        keys[:, n_past + t, nope:] = expanded[t, latent:]
+        keys[:, n_past + t, nope : nope + rope] = expanded[t, latent:]
         values[:, :, n_past + t] = v_new[t]
     np.testing.assert_array_equal(np.concatenate(found_keys), keys.reshape(-1))
     np.testing.assert_array_equal(np.concatenate(found_values), values.reshape(-1))

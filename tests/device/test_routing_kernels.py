@@ -7,7 +7,9 @@ import pytest
 from helpers import CANARY, U, canary, fetch, launch, params, upload
 
 from model import kernels
-from model.config import PRESETS, ModelConfig
+from model.config import ModelConfig
+from model.feed_forward import route_constants
+from model.presets import PRESETS
 from model.reference import ops
 from vkbackend.device import Device
 
@@ -16,9 +18,31 @@ SIZES = [(5, 2), (5, 5), (21, 1), (24, 4), (61, 8), (64, 4)]
 UNTOUCHED = 0x7BADF00D
 
 
-def config_of(experts: int, used: int, gating: str = "sigmoid", norm: bool = True, scale: float = 1.8) -> ModelConfig:
-    routing = {"n_expert": experts, "n_expert_used": used, "gating": gating, "norm_topk": norm}
-    return replace(PRESETS["glm-4.7-flash"], expert_scale=scale, **routing)
+# (experts, used, groups, groups used): groups of one expert, narrower and wider than a subgroup, no multiples of it,
+# more than it; DeepSeek-V2's, DeepSeek-V3's and Kimi-K2's (which has one).
+GROUPED = [(6, 3, 6, 3), (24, 5, 6, 2), (21, 4, 3, 1), (66, 6, 33, 3), (140, 5, 2, 1), (160, 6, 8, 3), (256, 8, 8, 4)]
+GROUPED += [(384, 8, 1, 1)]
+
+
+def config_of(
+    experts: int,
+    used: int,
+    gating: str = "sigmoid",
+    norm: bool = True,
+    scale: float = 1.8,
+    groups: int = 1,
+    groups_used: int = 1,
+) -> ModelConfig:
+    return replace(
+        PRESETS["glm-4.7-flash"],
+        expert_scale=scale,
+        n_expert=experts,
+        n_expert_used=used,
+        gating=gating,
+        norm_topk=norm,
+        n_group=groups,
+        n_group_used=groups_used,
+    )
 
 
 def route(
@@ -35,17 +59,23 @@ def route(
         "weights": weights,
         "params": params(device, 3, tokens),
     }
-    push = {
-        "experts": config.n_expert,
-        "used": used,
-        "sigmoid_gate": int(config.gating == "sigmoid"),
-        "normalise": int(config.norm_topk),
-        "scale": float(config.expert_scale),
-    }
-    spec = {"PER_LANE": -(-config.n_expert // device.subgroup_size)}
-    launch(device, kernels.ROUTE, buffers, (capacity, 1, 1), spec=spec, push=push)
+    spec, push = route_constants(config, device.subgroup_size)
+    kernel = kernels.for_device(kernels.ROUTE, device.info.kind)
+    launch(device, kernel, buffers, (capacity, 1, 1), spec=spec, push=push)
     ids = np.asarray(chosen.download(np.uint32, capacity * used)).reshape(capacity, used)
     return ids, fetch(weights, capacity, used)
+
+
+def check_choice(device: Device, config: ModelConfig, logits: np.ndarray, bias: np.ndarray) -> None:
+    """All but the last row of ``logits`` f32 [11, E], chosen and weighed as the reference does it in f64."""
+    found_ids, found = route(device, config, logits, bias, tokens=10)
+    ids, weights = ops.route(logits[:10].astype(np.float64), bias.astype(np.float64), config)
+    np.testing.assert_array_equal(found_ids[:10], ids)
+    # exp to 3 + 2 |x| units in the last place, a sum over the experts, divisions of 2.5; twice where renormalised.
+    reach = np.abs(logits[:10]).max(axis=1, keepdims=True) * 2
+    tolerance = 2 * U * 2 * (3 + 2 * reach + config.n_expert / 2 + 8) * weights
+    assert (np.abs(found[:10] - weights) <= tolerance).all()
+    assert (found_ids[10] == UNTOUCHED).all() and (found[10] == CANARY).all()
 
 
 @pytest.mark.parametrize(("experts", "used"), SIZES)
@@ -56,14 +86,41 @@ def test_choice_and_weights(device: Device, experts: int, used: int, gating: str
     config = config_of(experts, used, gating, norm)
     logits = (2 * rng.standard_normal((11, experts))).astype(np.float32)
     bias = (0.3 * rng.standard_normal(experts)).astype(np.float32)
-    found_ids, found = route(device, config, logits, bias, tokens=10)
-    ids, weights = ops.route(logits[:10].astype(np.float64), bias.astype(np.float64), config)
-    np.testing.assert_array_equal(found_ids[:10], ids)
-    # exp to 3 + 2 |x| units in the last place, a sum over the experts, divisions of 2.5; twice where renormalised.
-    reach = np.abs(logits[:10]).max(axis=1, keepdims=True) * 2
-    tolerance = 2 * U * 2 * (3 + 2 * reach + experts / 2 + 8) * weights
-    assert (np.abs(found[:10] - weights) <= tolerance).all()
-    assert (found_ids[10] == UNTOUCHED).all() and (found[10] == CANARY).all()
+    check_choice(device, config, logits, bias)
+
+
+@pytest.mark.parametrize(("experts", "used", "groups", "groups_used"), GROUPED)
+@pytest.mark.parametrize("gating", ["sigmoid", "softmax"])
+def test_choice_within_the_best_groups(
+    device: Device, experts: int, used: int, groups: int, groups_used: int, gating: str
+) -> None:
+    """Drawn so that neither a group nor an expert is on the edge of being chosen, and so that groups do limit."""
+    rng, rows = np.random.default_rng(experts + groups), []
+    config = config_of(experts, used, gating, groups=groups, groups_used=groups_used)
+    bias = (0.3 * rng.standard_normal(experts)).astype(np.float32) * (gating == "sigmoid")
+    while len(rows) < 11:
+        logits = (2 * rng.standard_normal((1, experts))).astype(np.float32)
+        if ops.routing_margin(logits.astype(np.float64), bias, config)[0] > 1e-5:
+            rows.append(logits[0])
+    check_choice(device, config, np.array(rows), bias)
+    free = ops.route(np.array(rows, np.float64), bias, replace(config, n_group=1, n_group_used=1))[0]
+    limited = ops.route(np.array(rows, np.float64), bias, config)[0]
+    assert (free != limited).any() == (1 < groups < experts)
+
+
+@pytest.mark.parametrize("gating", ["sigmoid", "softmax"])
+def test_ties_of_groups_go_to_the_lowest(device: Device, gating: str) -> None:
+    """Equal scores everywhere: the first groups, the first experts. Equal bests count twice."""
+    config = config_of(48, 7, gating, groups=6, groups_used=2)
+    found, _ = route(device, config, np.zeros((1, 48)), np.zeros(48), 1)
+    assert found.tolist() == [[0, 1, 2, 3, 4, 5, 6]]
+    level = np.full(48, -2.0)
+    level[[40, 41]] = 0.5  # two equal bests, which sum to more than one better and one worse
+    level[16] = 0.6
+    found, _ = route(device, replace(config, n_group_used=1), level[None], np.zeros(48), 1)
+    expected, _ = ops.route(level[None], None, replace(config, n_group_used=1))
+    np.testing.assert_array_equal(found, expected)
+    assert found[0, 0] == (40 if gating == "sigmoid" else 16)
 
 
 def test_bias_selects_and_does_not_weigh(device: Device) -> None:

@@ -86,7 +86,7 @@ def test_compare_refuses_unknown_names(capsys: Captured) -> None:
         2,
         f"unknown chip 'gtx'; expected one of {chips}; choose one of them",
     )
-    known = "glm-4.7-flash, deepseek-v2-lite, deepseek-v3"
+    known = "glm-4.7-flash, deepseek-v2-lite, deepseek-v2, deepseek-v3, kimi-k2"
     fails(
         capsys,
         ["compare", "--preset", "glm"],

@@ -14,16 +14,15 @@ from gguf import GGMLQuantizationType as Q
 
 from harness.running import note_assumed_gating
 from model.config import (
-    PRESETS,
     SUPPORTED_TYPES,
     ModelConfig,
     Yarn,
     expected_tensors,
-    get_preset,
     require_supported,
 )
 from model.gguf_file import GGUFFile
 from model.gguf_write import config_keys
+from model.presets import PRESETS, get_preset
 from tests.null.random_model import BASE, CONFIGS
 from vkbackend.errors import InputError
 
@@ -80,10 +79,13 @@ def test_reads_back_what_was_written(tmp_path: Path, name: str) -> None:
     assert ModelConfig.from_gguf(write(tmp_path / "m.gguf", config)) == config
 
 
-def test_mtp_layers_are_counted_apart(tmp_path: Path) -> None:
+@pytest.mark.parametrize("key", [1, 0, None])
+def test_mtp_layers_are_counted_apart(tmp_path: Path, key: int | None) -> None:
+    """By the key that says so, else by their tensors; and blocks that no key counts are none of the model's."""
     config = replace(BASE, n_nextn=1)
-    extra = {"blk.3.nextn.eh_proj.weight": (53, 106), "blk.3.attn_norm.weight": (53,)}
-    read = ModelConfig.from_gguf(write(tmp_path / "m.gguf", config, tensors=extra))
+    extra = {"blk.3.nextn.eh_proj.weight": (53, 106), "blk.3.attn_norm.weight": (53,), "blk.4.attn_norm.weight": (53,)}
+    keys = {"deepseek2.nextn_predict_layers": key}
+    read = ModelConfig.from_gguf(write(tmp_path / "m.gguf", config, keys, extra))
     assert (read.n_layer, read.n_nextn) == (3, 1)
     assert not any(name.startswith("blk.3.") for name in expected_tensors(read))
 
@@ -96,6 +98,36 @@ def test_joint_kv_b_beside_the_split_pair_is_redundant(tmp_path: Path) -> None:
 def test_vocabulary_is_counted_when_there_are_tokens(tmp_path: Path) -> None:
     tokens = {"tokenizer.ggml.tokens": [str(i) for i in range(101)], "deepseek2.vocab_size": None}
     assert ModelConfig.from_gguf(write(tmp_path / "m.gguf", BASE, tokens)).n_vocab == 101
+
+
+def test_rows_beyond_the_tokens_are_padding(tmp_path: Path) -> None:
+    tokens = {"tokenizer.ggml.tokens": [str(i) for i in range(98)], "deepseek2.vocab_size": None}
+    read = ModelConfig.from_gguf(write(tmp_path / "m.gguf", BASE, tokens))
+    assert (read.n_vocab, read.n_tokens, read.n_padding) == (101, 98, 3)
+    file = write(tmp_path / "m.gguf", BASE, tokens, {"output.weight": (98, 53)})
+    assert error(file).startswith(f"{file.path}: tensor output.weight has shape [98, 53], expected [101, 53]")
+    many = {"tokenizer.ggml.tokens": [str(i) for i in range(104)]}
+    file = write(tmp_path / "m.gguf", BASE, many)
+    assert error(file).startswith(f"{file.path}: tensor token_embd.weight has shape [101, 53], expected [104, 53]")
+
+
+EXPERT_KEYS = ("expert_count", "expert_used_count", "expert_feed_forward_length", "expert_shared_count")
+EXPERT_KEYS += ("expert_weights_scale", "expert_weights_norm", "expert_gating_func")
+
+
+def test_models_without_mixture_layers_need_no_expert_keys(tmp_path: Path) -> None:
+    dense = replace(CONFIGS["tied"], n_expert=0, n_expert_used=0, n_expert_shared=0, n_ff_exp=0, expert_bias=False)
+    absent: dict[str, Any] = {f"deepseek2.{key}": None for key in (*EXPERT_KEYS, "leading_dense_block_count")}
+    read = ModelConfig.from_gguf(write(tmp_path / "m.gguf", dense, absent))
+    assert (read.n_dense, read.n_expert, read.gating) == (3, 0, "softmax")
+    assert expected_tensors(read) == expected_tensors(dense)
+
+
+def test_leading_dense_layers_are_counted_where_the_key_is_absent(tmp_path: Path) -> None:
+    for n_dense in (0, 1, 2):
+        config = replace(BASE, n_dense=n_dense)
+        absent = {"deepseek2.leading_dense_block_count": None}
+        assert ModelConfig.from_gguf(write(tmp_path / "m.gguf", config, absent)).n_dense == n_dense
 
 
 def test_absent_keys_mean_what_llama_cpp_takes_them_for(tmp_path: Path) -> None:
@@ -163,22 +195,38 @@ def test_missing_keys(tmp_path: Path) -> None:
         ("rope.dimension_count", 5, "gives qk_rope = 5, expected an even number more than 0"),
         ("expert_used_count", 10, "gives n_expert_used = 10, expected 1 to n_expert (9)"),
         ("expert_group_count", 4, "gives n_group = 4, expected a divisor of n_expert (9)"),
+        ("expert_group_count", 9, "gives n_expert_used = 3, expected at most the 1 experts of n_group_used (1) groups"),
         ("expert_gating_func", 3, "gives gating = 'function 3', expected sigmoid or softmax"),
         ("attention.key_length_mla", 6, "gives qk_nope = 0, expected more than 0"),
         ("nextn_predict_layers", 3, "gives n_layer = 0, expected 1 to 512"),
     ],
 )
 def test_bad_values(tmp_path: Path, key: str, value: Any, found: str) -> None:
-    name = "block_count" if key == "nextn_predict_layers" else key  # n_layer is what the two leave over
+    # n_layer is what block_count and nextn_predict_layers leave over, and too many groups leave too few experts.
+    name = {"nextn_predict_layers": "block_count"}.get(key, "expert_used_count" if "n_expert_used" in found else key)
     file = write(tmp_path / "m.gguf", BASE, {f"deepseek2.{key}": value})
     assert error(file) == f"{file.path}: key deepseek2.{name} {found}; {RECONVERT}"
 
 
-def test_attention_temperature_is_refused(tmp_path: Path) -> None:
-    file = write(tmp_path / "m.gguf", BASE, {"deepseek2.attention.temperature_scale": 0.5})
+@pytest.mark.parametrize(
+    ("key", "neutral"),
+    [("attention.temperature_scale", 0.0), ("rope.scaling.attn_factor", 1.0), ("rope.scaling.yarn_attn_factor", 1.0)],
+)
+def test_keys_that_change_the_mathematics_are_refused(tmp_path: Path, key: str, neutral: float) -> None:
+    assert ModelConfig.from_gguf(write(tmp_path / "neutral.gguf", BASE, {f"deepseek2.{key}": neutral})).n_layer == 3
+    file = write(tmp_path / "m.gguf", BASE, {f"deepseek2.{key}": 0.5})
     assert error(file) == (
-        f"{file.path}: key deepseek2.attention.temperature_scale is set, expected none; "
+        f"{file.path}: key deepseek2.{key} is 0.5, expected {neutral} or none; "
         "use a GGUF of GLM-4.7-Flash, DeepSeek-V2 or DeepSeek-V3"
+    )
+
+
+def test_yarn_that_divides_by_zero_is_refused(tmp_path: Path) -> None:
+    config = replace(CONFIGS["yarn"], yarn=Yarn(40.0, 16, 0.0, 1.0))
+    file = write(tmp_path / "m.gguf", config)
+    assert error(file) == (
+        f"{file.path}: YaRN has beta_fast 0.0 and beta_slow 1.0, expected both more than 0, and a rope.freq_base more "
+        f"than 1; {RECONVERT}"
     )
 
 
@@ -228,8 +276,10 @@ def test_contradicting_values_name_the_field() -> None:
     [
         ("glm-4.7-flash", 29.943),
         ("deepseek-v2-lite", 15.706),
+        ("deepseek-v2", 235.741),
         ("deepseek-v3", 671.026),
-    ],  # 30 B, 15.7 B, 671 B published
+        ("kimi-k2", 1026.408),
+    ],  # 30 B, 15.7 B, 236 B, 671 B, 1 T published
 )
 def test_presets_have_the_published_sizes(name: str, billions: float) -> None:
     total = sum(prod(shape) for shape in expected_tensors(get_preset(name)).values())
@@ -247,25 +297,19 @@ def test_unknown_preset() -> None:
     with pytest.raises(InputError) as caught:
         get_preset("glm-5")
     assert str(caught.value) == (
-        "preset 'glm-5' is unknown, expected one of glm-4.7-flash, deepseek-v2-lite, deepseek-v3; choose one of them"
+        "preset 'glm-5' is unknown, expected one of glm-4.7-flash, deepseek-v2-lite, deepseek-v2, deepseek-v3, "
+        "kimi-k2; choose one of them"
     )
 
 
 @pytest.mark.parametrize(
     ("name", "found"),
-    [
-        ("lite", "queries are not compressed (no q_lora), expected compressed queries (attn_q_a, attn_q_b)"),
-        ("joint-kv-b", "attn_kv_b is stored joint, expected split attn_k_b and attn_v_b"),
-        ("yarn", "rope is scaled by YaRN, expected unscaled rope"),
-        ("grouped", "experts are routed in 6 groups, expected one group"),
-        ("tied", "no layer is a mixture of experts, expected at least one"),
-    ],
+    [("joint-kv-b", "attn_kv_b is stored joint, expected split attn_k_b and attn_v_b")],
 )
 def test_variants_that_cannot_run_yet(name: str, found: str) -> None:
-    remedy = RECONVERT if name == "joint-kv-b" else "run a GLM-4.7-Flash GGUF instead"
     with pytest.raises(InputError) as caught:
         require_supported(CONFIGS[name])
-    assert str(caught.value) == f"random: {found}: not supported yet; {remedy}"
+    assert str(caught.value) == f"random: {found}: not supported yet; {RECONVERT}"
 
 
 # Widths that are whole vectors of four, as kernels read them.

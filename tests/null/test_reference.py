@@ -13,9 +13,9 @@ from model.config import ModelConfig, expected_tensors
 from model.gguf_file import GGUFFile, TensorInfo
 from model.reference import PATHS, DequantisedWeights, Reference
 from model.reference.attention import LayerCache, RowCache, latent_attention
-from model.reference.forward import frequencies_of
 from model.reference.moe import moe_ffn
 from model.reference.ops import route
+from model.rope import frequencies
 from tests.null.random_model import BASE, CONFIGS, random_tokens, random_weights
 from vkbackend.errors import InputError
 
@@ -155,7 +155,7 @@ def test_attention_against_plain_loops(path: str) -> None:
     cache = LayerCache(np.float32)
     weight = {n.removeprefix("blk.0.").removesuffix(".weight"): v for n, v in weights.items()}
     parts = [
-        latent_attention(x[a:b], np.arange(a, b), frequencies_of(BASE), weight.__getitem__, BASE, cache, path)
+        latent_attention(x[a:b], np.arange(a, b), frequencies(BASE), weight.__getitem__, BASE, cache, path)
         for a, b in ((0, 4), (4, 6))
     ]
     assert_close(np.concatenate(parts), looped_attention(x.astype(np.float64), weights, BASE), ROUNDING)

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.reference import ops
+from model.rope import plain_frequencies, yarn_frequencies
 
 EPS32 = float(np.finfo(np.float32).eps)
 
@@ -49,7 +50,7 @@ def test_softmax_ignores_minus_infinity_and_survives_large_values() -> None:
 def test_rope_is_multiplication_by_a_complex_unit(n_rope: int, offset: int) -> None:
     x = normal((5, 3, n_rope))
     positions = np.arange(offset, offset + 5)
-    frequencies = ops.rope_frequencies(n_rope, 1e6)
+    frequencies = plain_frequencies(n_rope, 1e6)
     got = ops.rope(x, positions, frequencies)
     units = np.exp(1j * positions[:, None, None] * np.array([1e6 ** (-2 * i / n_rope) for i in range(n_rope // 2)]))
     exact = (x[..., 0::2] + 1j * x[..., 1::2]) * units
@@ -61,7 +62,7 @@ def test_rope_is_multiplication_by_a_complex_unit(n_rope: int, offset: int) -> N
 
 def test_rope_scores_depend_on_distance_only() -> None:
     q, k = normal((1, 8), 1).astype(np.float64), normal((1, 8), 2).astype(np.float64)
-    frequencies = ops.rope_frequencies(8, 1e4)
+    frequencies = plain_frequencies(8, 1e4)
 
     def score(at: int, distance: int) -> float:
         rotated_q = ops.rope(q, np.array([at + distance]), frequencies)
@@ -74,8 +75,8 @@ def test_rope_scores_depend_on_distance_only() -> None:
 def test_yarn_keeps_fast_pairs_divides_slow_ones_and_ramps_between() -> None:
     # DeepSeek-V2-Lite: pairs 0..10 kept, 23..31 interpolated. The ends are 32 log(4096 / 2 pi turns) / log(1e4):
     # 10.47 at 32 turns, floored; 22.51 at one turn, ceiled.
-    kept = ops.rope_frequencies(64, 1e4)
-    got = ops.yarn_frequencies(64, 1e4, factor=40.0, n_ctx_orig=4096)
+    kept = plain_frequencies(64, 1e4)
+    got = yarn_frequencies(64, 1e4, factor=40.0, n_ctx_orig=4096)
     np.testing.assert_array_equal(got[:11], kept[:11])
     np.testing.assert_allclose(got[23:], kept[23:] / 40, rtol=1e-15)
     share = np.arange(1, 13) / 13
@@ -83,7 +84,7 @@ def test_yarn_keeps_fast_pairs_divides_slow_ones_and_ramps_between() -> None:
 
 
 def test_yarn_with_factor_one_changes_nothing() -> None:
-    np.testing.assert_allclose(ops.yarn_frequencies(16, 1e4, 1.0, 4096), ops.rope_frequencies(16, 1e4), rtol=1e-15)
+    np.testing.assert_allclose(yarn_frequencies(16, 1e4, 1.0, 4096), plain_frequencies(16, 1e4), rtol=1e-15)
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ def brute_force_route(logits: list[float], bias: list[float], config: Routing) -
     groups = [range(g * size, (g + 1) * size) for g in range(config.n_group)]
 
     def group_score(members: range) -> float:
-        best = sorted((selection[e] for e in members), reverse=True)[:2]
+        best = sorted((selection[e] for e in members), reverse=True)[: 2 if config.gating == "sigmoid" else 1]
         return float(np.sum(np.array(best, np.float32)))
 
     chosen = max(
@@ -172,6 +173,18 @@ def test_negative_selection_scores_stay_within_the_chosen_groups() -> None:
     bias = np.full(4, -3, np.float32)
     config = Routing(n_expert_used=2, n_group=2, n_group_used=1)
     assert ops.route(logits, bias, config)[0].tolist() == [[2, 3]]
+
+
+def test_a_group_is_as_good_as_its_models_authors_count_it() -> None:
+    """DeepSeek-V3 sums a group's two best, DeepSeek-V2 takes the best: here the two choose different groups."""
+    p = np.array([[0.5, 0.1, 0.3, 0.28]])
+    config = Routing(n_expert_used=1, n_group=2, n_group_used=1)
+    assert ops.route(np.log(p / (1 - p)), None, config)[0].tolist() == [[0]]  # 0.6 against 0.58
+    p = np.array([[0.4, 0.04, 0.3, 0.26]])
+    assert ops.route(np.log(p / (1 - p)), None, config)[0].tolist() == [[2]]  # 0.44 against 0.56
+    softmax = Routing(n_expert_used=1, gating="softmax", n_group=2, n_group_used=1)
+    assert ops.route(np.log(p), None, softmax)[0].tolist() == [[0]]
+    assert ops.routing_margin(np.log(p), None, softmax)[0] == pytest.approx(0.1)
 
 
 def test_routing_margin_is_the_gap_that_decides() -> None:

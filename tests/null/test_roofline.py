@@ -17,8 +17,8 @@ from harness.roofline import (
     flops_per_cache_byte,
     prompt_bound,
 )
-from model.config import get_preset
 from model.layout import PATHS
+from model.presets import get_preset
 from vkbackend.errors import InputError
 
 GLM = get_preset("glm-4.7-flash")

@@ -16,10 +16,11 @@ from harness import cli, synth
 from harness.synth import shaped, write_synthetic
 from harness.synth_tokenizer import CONTROL_TOKENS, SMALLEST, tokenizer_keys
 from harness.units import bytes_text
-from model.config import PRESETS, ModelConfig, require_supported
+from model.config import ModelConfig, require_supported
 from model.gguf_file import GGUFFile, dequantize
 from model.gguf_write import file_bytes
 from model.mix import MIXES, mix_types
+from model.presets import PRESETS
 from model.reference.forward import Reference
 from model.tokenizer import Tokenizer
 from tests.null.random_model import BASE, CONFIGS
@@ -212,8 +213,8 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         ),
         (
             ["--preset", "llama"],
-            "preset 'llama' is unknown, expected one of glm-4.7-flash, deepseek-v2-lite, deepseek-v3; "
-            "choose one of them",
+            "preset 'llama' is unknown, expected one of glm-4.7-flash, deepseek-v2-lite, deepseek-v2, deepseek-v3, "
+            "kimi-k2; choose one of them",
         ),
         (
             ["--shape", "n_expert_used=5"],

@@ -12,7 +12,7 @@ from gguf import GGML_QUANT_SIZES
 from gguf import GGMLQuantizationType as Q
 
 from model.codebooks import codebook, grid
-from model.config import PRESETS
+from model.presets import PRESETS
 from model.scratch import rope_tables
 from model.tensors import SUPPORTED_TYPES
 from model.weights import _split, _write, device_bytes, row_bytes, stack_upload
