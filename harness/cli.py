@@ -19,7 +19,7 @@ from typing import NoReturn, Protocol, cast
 from harness import options
 from vkbackend.errors import InputError, LatentvkError, printable
 
-COMMANDS = ("devices", "inspect", "synth", "generate", "logits", "compare", "bench")
+COMMANDS = ("devices", "inspect", "synth", "tokenize", "generate", "logits", "compare", "bench")
 INTERRUPTED = 130
 TERMINATED = 143
 BROKEN_PIPE = 141  # what a shell shows for a program ended by SIGPIPE

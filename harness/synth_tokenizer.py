@@ -13,7 +13,7 @@ from typing import Any
 
 from gguf import TokenType
 
-from model.tokenizer import BYTE_CHARACTERS
+from model.byte_pairs import BYTE_CHARACTERS
 from vkbackend.errors import InputError
 
 CONTROL_TOKENS = ("<|endoftext|>", "[gMASK]", "<sop>", "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>")

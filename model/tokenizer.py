@@ -1,51 +1,24 @@
-"""Byte-level BPE from a GGUF's ``tokenizer.*`` keys: text to token ids and back, byte for byte.
+"""Text to token ids and back, from a GGUF's ``tokenizer.*`` keys; ids are llama.cpp's.
 
-Keys: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md#tokenizer. Merging runs in the ``tokenizers`` library;
-tokens are kept as the GPT-2 encoder writes bytes (one printable character a byte), control tokens as plain text.
+Special tokens are cut out of the text first; what lies between is split and merged by ``byte_pairs`` or
+``sentence_pieces``, whichever the file's vocabulary is made for.
 """
 
 import codecs
-import re
 from collections.abc import Iterable, Mapping, Sequence
-from enum import IntEnum
 from typing import Any
 
-from tokenizers import Regex, models, pre_tokenizers
-from tokenizers import Tokenizer as Engine
-
+from model.byte_pairs import BytePairs
 from model.chat_template import render
 from model.gguf_file import GGUFFile
-from model.pretokenizers import PRETOKENIZERS
+from model.pretokenizers import PRETOKENIZERS, PreTokenizer
+from model.sentence_pieces import SentencePieces
+from model.vocabulary import BPE_MODELS, HIDDEN, MARKED, SPM_MODEL, WITHOUT_TEXT, Keys, Kind, read_vocabulary
 from vkbackend.errors import InputError
 
-
-class TokenType(IntEnum):
-    """Values of ``tokenizer.ggml.token_type``."""
-
-    NORMAL = 1
-    UNKNOWN = 2
-    CONTROL = 3
-    USER_DEFINED = 4
-    UNUSED = 5
-    BYTE = 6
-
-
-_PLAIN_TEXT = (TokenType.UNKNOWN, TokenType.CONTROL, TokenType.USER_DEFINED)
-# Control tokens that end a turn in files whose keys name only one of them.
-# What a file whose text cannot be read is good for all the same.
-WITHOUT_TEXT = "use another GGUF, or `latentvk logits` and `bench`, which take token ids"
-_END_NAMES = ("<|endoftext|>", "<|im_end|>", "<|eot_id|>", "<|observation|>", "<\uff5cend\u2581of\u2581sentence\uff5c>")
-
-
-def _byte_characters() -> dict[int, str]:
-    """GPT-2's bytes-to-characters: printable Latin-1 stands for itself, the other bytes for U+0100 onward, in order."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [b for b in range(256) if b not in printable]
-    return {b: chr(b) for b in printable} | {b: chr(0x100 + i) for i, b in enumerate(others)}
-
-
-BYTE_CHARACTERS = _byte_characters()
-_CHARACTER_BYTES = {c: bytes([b]) for b, c in BYTE_CHARACTERS.items()}
+_BPE_DEFAULT_EOS = 11  # llama.cpp's, where the file names none; Falcon's
+_SPM_DEFAULTS = (1, 2)  # bos, eos
+_WHITE = " \t\n\v\f\r"  # what C calls white space
 
 
 class Tokenizer:
@@ -58,28 +31,34 @@ class Tokenizer:
         """
         self.where = where
         self._kv = kv
-        kind = self._require("tokenizer.ggml.model")
-        if kind != "gpt2":
+        keys = Keys(kv, where)
+        kind = keys.require("model")
+        self._pieces: BytePairs | SentencePieces
+        if kind in BPE_MODELS:
+            pre = _pre_tokenizer(keys, kind)
+            merges_needed = pre is not PRETOKENIZERS["kimi-k2"]
+            merges = keys.strings("merges") if merges_needed or "tokenizer.ggml.merges" in kv else []
+            # gemma4 alone has no ids to fall back to.
+            bos, eos = (None, None) if kind == "gemma4" else (pre.bos, _BPE_DEFAULT_EOS)
+            self._vocabulary = read_vocabulary(keys, bos, eos, pre.add_bos)
+            self._pieces = BytePairs(self._vocabulary, merges, pre)
+            self._space_prefix = False
+        elif kind == SPM_MODEL:
+            self._vocabulary = read_vocabulary(keys, *_SPM_DEFAULTS, add_bos=True)
+            self._pieces = SentencePieces(self._vocabulary)
+            self._space_prefix = keys.flag("add_space_prefix", True)
+        else:
             raise InputError(
-                f"{where}: key tokenizer.ggml.model is {kind!r}, expected 'gpt2' (byte-level BPE); {WITHOUT_TEXT}"
+                f"{where}: key tokenizer.ggml.model is {kind!r}, expected one of {', '.join(BPE_MODELS)} (byte-pair "
+                f"encoding) and {SPM_MODEL} (SentencePiece with scores); {WITHOUT_TEXT}"
             )
-        self.tokens: list[str] = list(self._require("tokenizer.ggml.tokens"))
-        types = kv.get("tokenizer.ggml.token_type") or [TokenType.NORMAL] * len(self.tokens)
-        if len(types) != len(self.tokens):
-            raise InputError(
-                f"{where}: key tokenizer.ggml.token_type has {len(types)} entries, expected {len(self.tokens)}, "
-                "one for each token; convert the model again"
-            )
-        self._plain = {i: t for i, t in enumerate(types) if t in _PLAIN_TEXT}
-        self._ids = {token: i for i, token in enumerate(self.tokens)}
-        self._engine = self._build_engine()
-        self._unknown_bytes = frozenset(b for b, c in BYTE_CHARACTERS.items() if c not in self._ids)
-        self._special = self._matcher(_PLAIN_TEXT)
-        self._user_defined = self._matcher((TokenType.USER_DEFINED,))
-        self.bos = self._id_key("bos")
-        self.eos = self._id_key("eos")
-        self.add_bos = bool(kv.get("tokenizer.ggml.add_bos_token", False)) and self.bos is not None
-        self.eog = frozenset(self._end_ids())
+        self.tokens = self._vocabulary.tokens
+        self.bos = self._vocabulary.bos
+        self.eos = self._vocabulary.eos
+        self.eog = self._vocabulary.eog
+        self.add_bos = self._vocabulary.add_bos
+        self.add_eos = self._vocabulary.add_eos
+        self.unknown_bytes = self._pieces.unknown_bytes
 
     @classmethod
     def from_gguf(cls, gguf_file: GGUFFile) -> "Tokenizer":
@@ -89,14 +68,18 @@ class Tokenizer:
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def encode(self, text: str, add_bos: bool | None = None, parse_special: bool = True) -> list[int]:
+    def encode(
+        self, text: str, add_bos: bool | None = None, parse_special: bool = True, add_eos: bool = False
+    ) -> list[int]:
         """Token ids of ``text``.
 
-        ``add_bos`` None follows the file. ``parse_special`` False treats the spelling of a control token in the text as
-        plain characters (for text that is not trusted); user-defined tokens are always recognised. Raises InputError on
-        text that is not Unicode or holds a byte the vocabulary lacks.
+        ``add_bos`` None follows the file. ``add_eos`` True ends with the end-of-text token if the file asks for one.
+        ``parse_special`` False treats the spelling of a control token in the text as plain characters (for text that
+        is not trusted); user-defined tokens are always recognised. A byte-pair vocabulary leaves out the bytes that it
+        has no token for, as llama.cpp does: ``left_out`` tells them. Raises InputError on text that is not Unicode,
+        and on a byte that a SentencePiece vocabulary lacks.
         """
-        self._check_bytes(text)
+        _check_unicode(text)
         add_bos = self.add_bos if add_bos is None else add_bos
         if add_bos and self.bos is None:
             raise InputError(
@@ -104,13 +87,18 @@ class Tokenizer:
                 "encode without a first token"
             )
         ids: list[int] = [self.bos] if add_bos and self.bos is not None else []
-        matcher = self._special if parse_special else self._user_defined
-        start = 0
-        for match in matcher.finditer(text) if matcher else ():
-            ids += self._merge(text[start : match.start()])
-            ids.append(self._ids[match.group()])
-            start = match.end()
-        return ids + self._merge(text[start:])
+        after_special = True
+        for part in self._parts(text, parse_special):
+            if isinstance(part, int):
+                ids.append(part)
+            else:
+                ids += self._pieces.encode(" " + part if self._space_prefix and after_special else part)
+            after_special = isinstance(part, int)
+        return [*ids, self.eos] if add_eos and self.add_eos and self.eos is not None else ids
+
+    def left_out(self, text: str) -> frozenset[int]:
+        """Bytes of ``text`` that the vocabulary has no token for."""
+        return self.unknown_bytes.intersection(text.encode("utf-8", "replace")) if self.unknown_bytes else frozenset()
 
     def token_bytes(self, token: int, skip_control: bool = False) -> bytes:
         """The bytes that one token stands for; b"" for a control token if ``skip_control``. InputError on a bad id."""
@@ -118,19 +106,30 @@ class Tokenizer:
             raise InputError(
                 f"{self.where}: token {token} is outside the vocabulary; give ids from 0 to {len(self.tokens) - 1}"
             )
-        text = self.tokens[token]
-        kind = self._plain.get(token)
-        if kind is None:
-            return b"".join(_CHARACTER_BYTES.get(c) or c.encode() for c in text)
-        return b"" if skip_control and kind != TokenType.USER_DEFINED else text.encode()
+        text, kind = self.tokens[token], self._vocabulary.kinds[token]
+        if kind & MARKED:
+            return b"" if skip_control and kind & HIDDEN else text.encode()
+        if kind & Kind.NORMAL:
+            return self._pieces.token_bytes(text)
+        if kind & Kind.BYTE and len(text) == 6:
+            return bytes([int(text[3:5], 16)])
+        return b""  # unused
 
     def decode(self, tokens: Iterable[int], skip_control: bool = False) -> str:
-        """The text of ``tokens``; bytes that form no character become U+FFFD."""
-        return b"".join(self.token_bytes(t, skip_control) for t in tokens).decode("utf-8", errors="replace")
+        """The text of ``tokens``; bytes that form no character become U+FFFD.
 
-    def stream(self, skip_control: bool = True) -> "StreamDecoder":
-        """A decoder for tokens that arrive one by one."""
-        return StreamDecoder(self, skip_control)
+        The space that ``encode`` puts before a SentencePiece text, and after each special token in it, is taken off.
+        """
+        stream = self.stream(skip_control, begins=True)
+        return "".join(map(stream.add, tokens)) + stream.finish()
+
+    def stream(self, skip_control: bool = True, begins: bool = False) -> "StreamDecoder":
+        """A decoder for tokens that arrive one by one; ``begins`` where they are a text from its beginning on."""
+        return StreamDecoder(self, skip_control, begins and self._space_prefix)
+
+    def is_special(self, token: int) -> bool:
+        """Whether ``token`` is cut out of the text as a whole: control, unknown and user-defined tokens."""
+        return bool(self._vocabulary.kinds[token] & MARKED)
 
     @property
     def chat_template(self) -> str | None:
@@ -138,7 +137,10 @@ class Tokenizer:
         return self._kv.get("tokenizer.chat_template")
 
     def apply_chat_template(
-        self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True, **variables: Any
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        add_generation_prompt: bool = True,
+        **variables: Any,
     ) -> str:
         """The prompt text of a conversation; encode it with ``parse_special=True``.
 
@@ -157,98 +159,67 @@ class Tokenizer:
         }
         return render(self.chat_template, messages, self.where, **(named | variables))
 
-    def _require(self, key: str) -> Any:
-        if key not in self._kv:
-            raise InputError(
-                f"{self.where}: key {key} is missing, expected a byte-level BPE vocabulary; "
-                "convert the model again with its tokenizer"
-            )
-        return self._kv[key]
+    def _parts(self, text: str, parse_special: bool) -> list[str | int]:
+        """``text`` with the special tokens in it as ids: each is looked for in what the longer ones left."""
+        parts: list[str | int] = [text] if text else []
+        for token in self._vocabulary.marked:
+            if self.tokens[token] in text and (parse_special or not self._vocabulary.kinds[token] & HIDDEN):
+                parts = [
+                    piece for part in parts for piece in ([part] if isinstance(part, int) else self._cut(part, token))
+                ]
+        return parts
 
-    def _build_engine(self) -> Engine:
-        merges = []
-        for index, merge in enumerate(self._require("tokenizer.ggml.merges")):
-            # A space within a token is written as a printable character, so the only space divides the pair.
-            left, _, right = merge.partition(" ")
-            if left not in self._ids or right not in self._ids or left + right not in self._ids:
-                raise InputError(
-                    f"{self.where}: key tokenizer.ggml.merges entry {index} is {merge!r}, expected two tokens of "
-                    "the vocabulary "
-                    "whose union is one too; convert the model again"
-                )
-            merges.append((left, right))
-        engine = Engine(models.BPE(vocab=self._ids, merges=merges))
-        splits = [pre_tokenizers.Split(Regex(p), "isolated") for p in self._patterns()]
-        to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-        engine.pre_tokenizer = pre_tokenizers.Sequence([*splits, to_bytes])
-        return engine
-
-    def _patterns(self) -> tuple[str, ...]:
-        name = self._kv.get("tokenizer.ggml.pre", "default")
-        if name not in PRETOKENIZERS:
-            known = ", ".join(sorted(PRETOKENIZERS))
-            raise InputError(
-                f"{self.where}: key tokenizer.ggml.pre is {name!r}, expected one of {known}; {WITHOUT_TEXT}"
-            )
-        return PRETOKENIZERS[name]
-
-    def _matcher(self, types: Sequence[TokenType]) -> re.Pattern[str] | None:
-        """Finds tokens of ``types`` in text, the longest where several start at one place."""
-        texts = {self.tokens[i] for i, t in self._plain.items() if t in types} - {""}
-        return re.compile("|".join(map(re.escape, sorted(texts, key=len, reverse=True)))) if texts else None
-
-    def _id_key(self, name: str) -> int | None:
-        key = f"tokenizer.ggml.{name}_token_id"
-        value = self._kv.get(key)
-        if value is not None and not 0 <= value < len(self.tokens):
-            raise InputError(
-                f"{self.where}: key {key} is {value}, expected an id from 0 to {len(self.tokens) - 1}; "
-                "convert the model again"
-            )
-        return value
-
-    def _end_ids(self) -> Iterable[int]:
-        for name in ("eos", "eot", "eom"):
-            token = self._id_key(name)
-            if token is not None:
-                yield token
-        for text in _END_NAMES:
-            token = self._ids.get(text)
-            if token is not None and self._plain.get(token) == TokenType.CONTROL:
-                yield token
-
-    def _check_bytes(self, text: str) -> None:
-        try:
-            data = text.encode()
-        except UnicodeEncodeError as error:
-            raise InputError(
-                f"text has {text[error.start]!a} at character {error.start}, half of a surrogate pair; "
-                "give valid Unicode"
-            ) from None
-        missing = self._unknown_bytes.intersection(data) if self._unknown_bytes else None
-        if missing:
-            raise InputError(
-                f"{self.where}: key tokenizer.ggml.tokens has no token for byte 0x{min(missing):02x}, which the "
-                "text needs; "
-                "convert the model again with its whole vocabulary"
-            )
-
-    def _merge(self, text: str) -> list[int]:
-        return self._engine.encode(text, add_special_tokens=False).ids if text else []
+    def _cut(self, text: str, token: int) -> list[str | int]:
+        spelling = self.tokens[token]
+        parts: list[str | int] = []
+        start = 0
+        while (found := text.find(spelling, start)) >= 0:
+            left = text[start:found]
+            left = left.rstrip(_WHITE) if token in self._vocabulary.strip_before else left
+            parts += [left, token] if left else [token]
+            start = found + len(spelling)
+            if token in self._vocabulary.strip_after:
+                start = len(text) - len(text[start:].lstrip(_WHITE))
+        return [*parts, text[start:]] if start < len(text) else parts
 
 
 class StreamDecoder:
     """Text of tokens that arrive one by one: a character is held back until its last byte is there."""
 
-    def __init__(self, tokenizer: Tokenizer, skip_control: bool = True) -> None:
+    def __init__(self, tokenizer: Tokenizer, skip_control: bool, drop_spaces: bool) -> None:
+        """``drop_spaces``: the first token, and each that follows a special one, loses the space it begins with."""
         self._tokenizer = tokenizer
         self._skip_control = skip_control
+        self._drop_spaces = drop_spaces
+        self._drop_next = drop_spaces
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def add(self, token: int) -> str:
         """The characters that ``token`` completes, perhaps none."""
-        return self._decoder.decode(self._tokenizer.token_bytes(token, self._skip_control))
+        data = self._tokenizer.token_bytes(token, self._skip_control)
+        special = self._tokenizer.is_special(token)
+        if self._drop_next and not special:
+            data = data.removeprefix(b" ")
+        self._drop_next = self._drop_spaces and special
+        return self._decoder.decode(data)
 
     def finish(self) -> str:
         """What an unfinished character leaves: "" or U+FFFD."""
         return self._decoder.decode(b"", final=True)
+
+
+def _pre_tokenizer(keys: Keys, kind: str) -> PreTokenizer:
+    name = "gemma4" if kind == "gemma4" else keys.kv.get("tokenizer.ggml.pre") or "default"
+    if name not in PRETOKENIZERS:
+        known = ", ".join(sorted(PRETOKENIZERS))
+        raise InputError(f"{keys.where}: key tokenizer.ggml.pre is {name!r}, expected one of {known}; {WITHOUT_TEXT}")
+    return PRETOKENIZERS[name]
+
+
+def _check_unicode(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"text has {text[error.start]!a} at character {error.start}, half of a surrogate pair; give valid Unicode"
+        ) from None

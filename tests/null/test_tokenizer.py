@@ -1,79 +1,23 @@
 """The tokenizer on a small vocabulary trained here: round trips, special tokens, streaming, templates, refusals."""
 
-import json
-from functools import cache
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
+from small_vocabulary import BYTE_LEVEL, SPECIAL, TEXT, engine_of, make, plain, trained
+from tokenizers import Regex, pre_tokenizers
 
+from model.byte_pairs import BYTE_CHARACTERS
 from model.pretokenizers import PRETOKENIZERS
-from model.tokenizer import BYTE_CHARACTERS, TokenType
-from model.tokenizer import Tokenizer as OurTokenizer
 from vkbackend.errors import InputError
-
-TEXT = [
-    "The quick brown fox jumps over the lazy dog. It's 1234567 o'clock; we'll see.\n\n  Then   more\ttext, and more.",
-    "def f(x):\n    return x + 1  # na\u00efve caf\u00e9 \u4f60\u597d\u4e16\u754c \U0001f600\r\n",
-] * 4
-SPECIAL = ["<|bos|>", "<|eos|>", "<|user|>", "<|assistant|>", "<think>", "<|user|>!"]
-TYPES = [TokenType.CONTROL] * 4 + [TokenType.USER_DEFINED, TokenType.CONTROL]
-TEMPLATE = (
-    "{{ bos_token }}{% for m in messages %}"
-    "{% if m.role == 'system' %}{{ raise_exception('no system role') }}{% endif %}\n"
-    "<|{{ m.role }}|>\n{{ m.content }}{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
-)
-
-
-@cache
-def engine_of(pre: str) -> Tokenizer:
-    """The library's own tokenizer, a vocabulary of 400 trained with the pre-tokenizer ``pre``."""
-    engine = Tokenizer(models.BPE())
-    splits = [pre_tokenizers.Split(Regex(p), "isolated") for p in PRETOKENIZERS[pre]]
-    engine.pre_tokenizer = pre_tokenizers.Sequence([*splits, pre_tokenizers.ByteLevel(False, use_regex=False)])
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    engine.train_from_iterator(
-        TEXT, trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet, show_progress=False)
-    )
-    return engine
-
-
-@cache
-def trained(pre: str) -> dict[str, Any]:
-    """The same as GGUF keys, with special tokens and a template."""
-    model = json.loads(engine_of(pre).to_str())["model"]
-    tokens = sorted(model["vocab"], key=model["vocab"].__getitem__)
-    merges = [" ".join(m) for m in model["merges"]]
-    return {
-        "tokenizer.ggml.model": "gpt2",
-        "tokenizer.ggml.pre": pre,
-        "tokenizer.ggml.tokens": tokens + SPECIAL,
-        "tokenizer.ggml.token_type": [1] * len(tokens) + [int(t) for t in TYPES],
-        "tokenizer.ggml.merges": merges,
-        "tokenizer.ggml.bos_token_id": len(tokens),
-        "tokenizer.ggml.eos_token_id": len(tokens) + 1,
-        "tokenizer.ggml.eot_token_id": len(tokens) + 2,
-        "tokenizer.chat_template": TEMPLATE,
-    }
-
-
-def make(pre: str = "gpt-2", **changed: Any) -> OurTokenizer:
-    kv = {**trained(pre), **{f"tokenizer.{k}": v for k, v in changed.items()}}
-    return OurTokenizer({k: v for k, v in kv.items() if v is not None}, "m.gguf")
-
-
-@cache
-def plain(pre: str) -> OurTokenizer:
-    return make(pre)
 
 
 @settings(max_examples=200, deadline=None)
-@given(text=st.text(), pre=st.sampled_from(sorted(PRETOKENIZERS)), parse_special=st.booleans())
+@given(text=st.text(), pre=st.sampled_from(BYTE_LEVEL), parse_special=st.booleans())
 def test_any_text_comes_back(text: str, pre: str, parse_special: bool) -> None:
     tokenizer = plain(pre)
-    ids = tokenizer.encode(text, parse_special=parse_special)
+    ids = tokenizer.encode(text, add_bos=False, parse_special=parse_special)
     assert b"".join(map(tokenizer.token_bytes, ids)) == text.encode()
     assert tokenizer.decode(ids) == text
 
@@ -101,10 +45,10 @@ def test_stream_holds_back_half_a_character() -> None:
     assert stream.finish() == "\ufffd"
 
 
-@pytest.mark.parametrize("pre", PRETOKENIZERS)
+@pytest.mark.parametrize("pre", BYTE_LEVEL)
 def test_merges_are_those_of_the_trained_tokenizer(pre: str) -> None:
     for text in TEXT[:2]:
-        ids = plain(pre).encode(text)
+        ids = plain(pre).encode(text, add_bos=False)
         assert ids == engine_of(pre).encode(text).ids
         assert len(ids) < len(text) * 0.8
 
@@ -121,7 +65,7 @@ def test_merges_are_those_of_the_trained_tokenizer(pre: str) -> None:
 )
 def test_words(pre: str, text: str, words: list[str]) -> None:
     pieces = [text]
-    for pattern in PRETOKENIZERS[pre]:
+    for pattern in PRETOKENIZERS[pre].patterns:
         split = pre_tokenizers.Split(Regex(pattern), "isolated")
         pieces = [word for piece in pieces for word, _ in split.pre_tokenize_str(piece)]
     assert pieces == words
@@ -134,7 +78,7 @@ def test_words(pre: str, text: str, words: list[str]) -> None:
     )
 )
 def test_gpt2_words_are_the_librarys_own(text: str) -> None:
-    ours = pre_tokenizers.Split(Regex(PRETOKENIZERS["gpt-2"][0]), "isolated").pre_tokenize_str(text)
+    ours = pre_tokenizers.Split(Regex(PRETOKENIZERS["gpt-2"].patterns[0]), "isolated").pre_tokenize_str(text)
     theirs = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True).pre_tokenize_str(text)
     assert [span for _, span in ours] == [span for _, span in theirs]
 
@@ -171,8 +115,9 @@ def test_bos_eos_and_end_tokens() -> None:
     assert adding.encode("a", add_bos=False) == a
     assert adding.encode("") == [bos]
     assert len(tokenizer) == bos + len(SPECIAL)
-    bare = make(**{"ggml.bos_token_id": None, "ggml.add_bos_token": True})
-    assert bare.encode("a") == a
+    bare = {"ggml.bos_token_id": None, "ggml.add_bos_token": True}
+    assert make(**bare).encode("a") == [11, *a], "llama.cpp's default"
+    assert make("glm4", **bare).encode("a") == a, "GLM has none"
 
 
 def test_end_token_known_by_its_name() -> None:
@@ -181,88 +126,23 @@ def test_end_token_known_by_its_name() -> None:
     assert len(tokens) - 1 in tokenizer.eog
 
 
-def test_chat_template() -> None:
-    tokenizer = make()
-    messages = [{"role": "user", "content": "hi \u4e16"}]
-    text = tokenizer.apply_chat_template(messages)
-    assert text == "<|bos|><|user|>\nhi \u4e16<|assistant|>"
-    assert tokenizer.decode(tokenizer.encode(text)) == text
-    assert tokenizer.apply_chat_template(messages, add_generation_prompt=False).endswith("\u4e16")
-
-
-def test_chat_template_variables_json_and_loop_controls() -> None:
-    template = "{% for m in messages %}{% if m.skip %}{% continue %}{% endif %}{{ m | tojson }}{{ extra }}{% endfor %}"
-    tokenizer = make(chat_template=template)
-    text = tokenizer.apply_chat_template([{"skip": 1}, {"role": "\u4e16", "a": 1}], extra="!")
-    assert text == '{"role": "\u4e16", "a": 1}!'
-
-
-@pytest.mark.parametrize(
-    ("template", "messages", "message"),
-    [
-        (
-            None,
-            [],
-            "m.gguf: key tokenizer.chat_template is missing, expected a template; generate from plain text instead",
-        ),
-        (
-            TEMPLATE,
-            [{"role": "system", "content": ""}],
-            "m.gguf: the chat template refuses the messages: no system role; change the messages",
-        ),
-        (
-            "a\n{% if %}",
-            [],
-            "m.gguf: the chat template is not valid Jinja at line 2: Expected an expression, got 'end of "
-            "statement block'; "
-            "convert the model again, or generate from plain text",
-        ),
-        (
-            "{{ messages.append(1) }}",
-            [],
-            "m.gguf: the chat template fails on these messages: SecurityError: access to attribute 'append' of 'list' "
-            "object is unsafe; give each message a role and a content, or generate from plain text",
-        ),
-        (
-            "{{ ''.__class__.__mro__[1].__subclasses__() }}",
-            [],
-            "m.gguf: the chat template fails on these messages: SecurityError: access to attribute "
-            "'__class__' of 'str' "
-            "object is unsafe; give each message a role and a content, or generate from plain text",
-        ),
-        (
-            "{{ messages[0].content + 1 }}",
-            [{"content": "x"}],
-            "m.gguf: the chat template fails on these messages: TypeError: can only concatenate str (not "
-            '"int") to str; '
-            "give each message a role and a content, or generate from plain text",
-        ),
-    ],
-)
-def test_chat_template_refusals(template: str | None, messages: list[dict[str, str]], message: str) -> None:
-    with pytest.raises(InputError) as error:
-        make(chat_template=template).apply_chat_template(messages)
-    assert str(error.value) == message
-
-
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
         (
-            {"ggml.model": "llama"},
-            "m.gguf: key tokenizer.ggml.model is 'llama', expected 'gpt2' (byte-level BPE); use another GGUF, or "
-            "`latentvk logits` and `bench`, which take token ids",
+            {"ggml.model": "bert"},
+            "m.gguf: key tokenizer.ggml.model is 'bert', expected one of gpt2, gemma4 (byte-pair encoding) and llama "
+            "(SentencePiece with scores); use another GGUF, or `latentvk logits` and `bench`, which take token ids",
         ),
         (
             {"ggml.tokens": None},
-            "m.gguf: key tokenizer.ggml.tokens is missing, expected a byte-level BPE vocabulary; convert "
-            "the model again with its tokenizer",
+            "m.gguf: key tokenizer.ggml.tokens is missing, expected a vocabulary; convert the model again with its "
+            "tokenizer",
         ),
         (
-            {"ggml.pre": "bloom"},
-            "m.gguf: key tokenizer.ggml.pre is 'bloom', expected one of chatglm-bpe, deepseek-llm, "
-            "deepseek-v3, default, "
-            "glm4, gpt-2; use another GGUF, or `latentvk logits` and `bench`, which take token ids",
+            {"ggml.pre": "sesame"},
+            f"m.gguf: key tokenizer.ggml.pre is 'sesame', expected one of {', '.join(sorted(PRETOKENIZERS))}; use "
+            "another GGUF, or `latentvk logits` and `bench`, which take token ids",
         ),
         (
             {"ggml.token_type": [1, 1]},
@@ -270,10 +150,21 @@ def test_chat_template_refusals(template: str | None, messages: list[dict[str, s
             "convert the model again",
         ),
         (
-            {"ggml.merges": ["a b", "a \u4e16"]},
-            "m.gguf: key tokenizer.ggml.merges entry 0 is 'a b', expected two tokens of the vocabulary "
-            "whose union is one "
-            "too; convert the model again",
+            {"ggml.merges": 3},
+            "m.gguf: key tokenizer.ggml.merges is no list of strings, expected one; convert the model again",
+        ),
+        (
+            {"ggml.scores": ["a"]},
+            "m.gguf: key tokenizer.ggml.scores is no list of numbers, expected one; convert the model again",
+        ),
+        (
+            {"ggml.add_bos_token": 1},
+            "m.gguf: key tokenizer.ggml.add_bos_token is 1, expected true or false; convert the model again",
+        ),
+        (
+            {"ggml.tokens": ["a", "b", "a"], "ggml.token_type": None},
+            "m.gguf: key tokenizer.ggml.tokens has 'a' as token 0 and as token 2, expected each text once; convert the "
+            "model again",
         ),
         (
             {"ggml.eos_token_id": 9999},
@@ -300,15 +191,23 @@ def test_refused_text_and_ids() -> None:
         assert str(error.value) == f"m.gguf: token {token} is outside the vocabulary; give ids from 0 to {n - 1}"
 
 
-def test_a_byte_without_a_token_is_refused_not_dropped() -> None:
+def test_a_byte_without_a_token_is_left_out_and_told() -> None:
     kv = trained("gpt-2")
     tokens = ["[gone]" if t == "#" else t for t in kv["tokenizer.ggml.tokens"]]
     merges = [m for m in kv["tokenizer.ggml.merges"] if "#" not in m]
     tokenizer = make(**{"ggml.tokens": tokens, "ggml.merges": merges})
-    assert tokenizer.decode(tokenizer.encode("abc")) == "abc"
-    with pytest.raises(InputError) as error:
-        tokenizer.encode("a#c")
-    assert str(error.value) == (
-        "m.gguf: key tokenizer.ggml.tokens has no token for byte 0x23, which the text needs; "
-        "convert the model again with its whole vocabulary"
-    )
+    assert tokenizer.left_out("abc") == frozenset()
+    assert tokenizer.left_out("a#c") == {0x23}
+    assert tokenizer.encode("a#c") == tokenizer.encode("a") + tokenizer.encode("c")
+    # What stands apart in the text does not merge either.
+    left, right = merges[0].split(" ")
+    assert len(tokenizer.encode(left + right)) == 1
+    assert len(tokenizer.encode(f"{left}#{right}")) == 2
+
+
+def test_a_merge_whose_union_is_no_token_falls_apart() -> None:
+    tokens = trained("gpt-2")["tokenizer.ggml.tokens"]
+    q, z = tokens.index("q"), tokens.index("z")
+    tokenizer = make(**{"ggml.merges": ["q z", "q \u4e16", "a", "a "]})
+    assert "qz" not in tokens
+    assert tokenizer.encode("qzq") == [q, z, q]
