@@ -30,7 +30,7 @@ from model.gguf_write import file_bytes, write_model
 from model.mix import MIXES, mix_types
 from model.presets import PRESETS, get_preset
 from model.quantize import RANDOM_TYPES, random_blocks
-from model.tensors import expected_tensors
+from model.tensors import file_tensors
 from vkbackend.errors import InputError
 
 HELP = "write a GGUF with a model's true shape and random weights"
@@ -101,7 +101,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def shaped(config: ModelConfig, layers: int | None, vocab: int | None, settings: Sequence[str]) -> ModelConfig:
-    """``config`` with values replaced; ``settings`` are 'field=value'. MTP layers are left out: nothing runs them.
+    """``config`` with values replaced; ``settings`` are 'field=value'. MTP layers, which nothing runs, are
+    left out unless a setting asks for them.
 
     Raises InputError for an unknown field, a value of another type, or values that contradict each other.
     """
@@ -110,7 +111,7 @@ def shaped(config: ModelConfig, layers: int | None, vocab: int | None, settings:
         changes |= {"n_layer": layers, "n_dense": min(config.n_dense, layers)}
     if vocab is not None:
         changes["n_vocab"] = vocab
-    kinds = {f.name: type(getattr(config, f.name)) for f in fields(config) if f.name not in ("arch", "n_nextn", "yarn")}
+    kinds = {f.name: type(getattr(config, f.name)) for f in fields(config) if f.name not in ("arch", "yarn")}
     for setting in settings:
         name, _, text = setting.partition("=")
         if name not in kinds:
@@ -151,7 +152,7 @@ def write_synthetic(
         **tokenizer_keys(config.n_tokens),
     }
     _require_room(require_writable(path), file_bytes(config, types))
-    shapes = expected_tensors(config)
+    shapes = file_tensors(config)
 
     def data(name: str) -> Iterator[np.ndarray]:
         for piece in tensor_pieces(name, shapes[name], types[name], seed, config.tied_output):
@@ -177,13 +178,13 @@ def tensor_pieces(
     step = max(1, PIECE_BYTES // block_bytes)
     for start in range(0, n_blocks, step):
         piece = random_blocks(kind, min(step, n_blocks - start), rng, _deviation(name, shape, tied_output))
-        if name.endswith("_norm.weight"):
+        if name.endswith("norm.weight"):
             piece = (piece.view("<f4") + np.float32(1)).view(np.uint8)
         yield piece
 
 
 def _deviation(name: str, shape: tuple[int, ...], tied_output: bool) -> float:
-    if name.endswith(("_norm.weight", "exp_probs_b.bias")):
+    if name.endswith(("norm.weight", "exp_probs_b.bias")):
         return ROUTER_BIAS_STD
     if name == ("token_embd.weight" if tied_output else "output.weight"):
         return LOGIT_STD / sqrt(shape[-1])

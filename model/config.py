@@ -110,6 +110,7 @@ class ModelConfig:
     n_padding: int = 0  # last rows of the n_vocab that no token of the tokenizer has
     tied_output: bool = False  # no output.weight: token_embd serves as the output matrix
     split_kv_b: bool = True  # attn_k_b and attn_v_b; False: the older joint attn_kv_b
+    fused_gate_up: bool = False  # ffn_gate_up_exps, gate rows first, in place of ffn_gate_exps and ffn_up_exps
     arch: str = ARCHITECTURE
 
     def __post_init__(self) -> None:
@@ -275,10 +276,9 @@ def _read(gguf: GGUFFile) -> dict[str, Any]:
     n_vocab = max(n_tokens, _rows(gguf, "token_embd.weight"))
 
     has_joint, has_split = _has(gguf, "attn_kv_b.weight"), _has(gguf, "attn_k_b.weight")
-    # Neither: the check of the tensors says what is missing. Files with attn_kv_b only: the plain keys are the per-head
-    # sizes, where there are no others.
-    split = has_split or not has_joint
-    of_heads = split or f"{ARCHITECTURE}.{KEYS['qk_nope']}" in gguf.kv
+    split = has_split or not has_joint  # neither: the check of the tensors says what is missing
+    # Files with attn_kv_b: the plain keys are the per-head sizes, where there are no others.
+    of_heads = not has_joint or f"{ARCHITECTURE}.{KEYS['qk_nope']}" in gguf.kv
     key_dim = keys.get(KEYS["qk_nope"] if of_heads else "attention.key_length", int)
     v_head = keys.get(KEYS["v_head"] if of_heads else "attention.value_length", int)
     values["q_lora"] = 0 if _has(gguf, "attn_q.weight") else keys.get(KEYS["q_lora"], int)
@@ -293,6 +293,7 @@ def _read(gguf: GGUFFile) -> dict[str, Any]:
         "expert_bias": _has(gguf, "exp_probs_b.bias"),
         "tied_output": "output.weight" not in gguf.tensors,
         "split_kv_b": split,
+        "fused_gate_up": _has(gguf, "ffn_gate_up_exps.weight"),
     }
 
 

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
-from gguf import GGMLQuantizationType
 
 from model.config import ModelConfig
-from model.gguf_file import GGUFFile, dequantize
-from model.tensors import expected_tensors
-from model.weights import Weight, device_bytes, stack_upload, upload, upload_vector
+from model.gguf_file import GGUFFile
+from model.plan import Planned, planned, planned_fallback
+from model.weights import Weight, stack_upload, upload_vector
 from vkbackend.buffer import Buffer
 from vkbackend.device import Device
-
-_TRANSPOSED = "blk.{}.attn_k_b_transposed"
 
 
 class DeviceWeights:
@@ -23,24 +20,17 @@ class DeviceWeights:
         self._matrices: dict[str, Weight] = {}
         self._vectors: dict[str, Buffer] = {}
         try:
-            self._upload()
+            for part in planned(config, gguf):
+                self._upload(part)
         except BaseException:
             self.free()
             raise
 
-    def _upload(self) -> None:
-        device, config = self._device, self._config
-        for name, shape in expected_tensors(config).items():
-            info = self._gguf.tensors[name]
-            key = name.rsplit(".", 1)[0]
-            if len(shape) == 1:
-                self._vectors[key] = upload_vector(device, name, dequantize(info))
-            else:
-                self._matrices[key] = upload(device, info)
-        if not config.expert_bias:
-            zeros = np.zeros(max(1, config.n_expert), np.float32)
-            for layer in range(config.n_dense, config.n_layer):
-                self._vectors[f"blk.{layer}.exp_probs_b"] = upload_vector(device, "exp_probs_b", zeros)
+    def _upload(self, part: Planned) -> None:
+        if len(part.shape) == 1:
+            self._vectors[part.name] = upload_vector(self._device, part.name, part.data().view(np.float32))
+        else:
+            self._matrices[part.name] = stack_upload(self._device, part.name, part.kind, part.shape, part.data())
 
     def matrix(self, name: str) -> Weight:
         """A matrix outside the layers."""
@@ -61,25 +51,17 @@ class DeviceWeights:
         vectors = {k.removeprefix(prefix): v for k, v in self._vectors.items() if k.startswith(prefix)}
         return matrices, vectors
 
-    def need_transposed_k_b(self) -> None:
-        """Make, once, each layer's k_b as [head, nope, kv_lora] in f32, by which the MHA fallback expands keys.
+    def _missing_fallback(self) -> list[Planned]:
+        return [part for part in planned_fallback(self._config, self._gguf) if part.name not in self._matrices]
 
-        The file stores [head, kv_lora, nope], whose rows are what absorption reads; f32 keeps the dequantised values
-        exact.
-        """
-        for layer in range(self._config.n_layer):
-            key = _TRANSPOSED.format(layer)
-            if key in self._matrices:
-                continue
-            k_b = dequantize(self._gguf.tensors[f"blk.{layer}.attn_k_b.weight"])
-            turned = np.ascontiguousarray(k_b.transpose(0, 2, 1))
-            data = turned.reshape(-1).view(np.uint8)
-            self._matrices[key] = stack_upload(self._device, key, GGMLQuantizationType.F32, turned.shape, data)
+    def need_fallback(self) -> None:
+        """Make, once, what only the MHA fallback reads."""
+        for part in self._missing_fallback():
+            self._upload(part)
 
-    def missing_transposed_k_b(self) -> int:
-        """Bytes that ``need_transposed_k_b`` would allocate now."""
-        layers = range(self._config.n_layer)
-        return transposed_k_b_bytes(self._config, sum(_TRANSPOSED.format(i) not in self._matrices for i in layers))
+    def missing_fallback_bytes(self) -> int:
+        """Bytes that ``need_fallback`` would allocate now."""
+        return sum(part.nbytes for part in self._missing_fallback())
 
     @property
     def nbytes(self) -> int:
@@ -94,16 +76,11 @@ class DeviceWeights:
             buffer.free()
 
 
-def transposed_k_b_bytes(config: ModelConfig, layers: int) -> int:
-    """Bytes of the f32 k_b that only the MHA fallback needs, of that many layers."""
-    return layers * device_bytes(GGMLQuantizationType.F32, (config.n_head, config.qk_nope, config.kv_lora))
-
-
 def predicted_bytes(config: ModelConfig, gguf: GGUFFile) -> int:
     """Bytes that the weights of ``gguf`` will take on a device, from its tensor table alone."""
-    total = 0
-    for name, shape in expected_tensors(config).items():
-        total += 4 * shape[0] if len(shape) == 1 else device_bytes(gguf.tensors[name].type, shape)
-    if not config.expert_bias:  # zeros stand in for it
-        total += 4 * config.n_expert * (config.n_layer - config.n_dense)
-    return total
+    return sum(part.nbytes for part in planned(config, gguf))
+
+
+def fallback_bytes(config: ModelConfig, gguf: GGUFFile) -> int:
+    """Bytes that the MHA fallback needs besides, in the same way."""
+    return sum(part.nbytes for part in planned_fallback(config, gguf))

@@ -15,7 +15,7 @@ from model.attention import AttentionShape
 from model.budget import require_fit, require_weights
 from model.cache import Cache, cache_capacity, latent_ranges, require_layout
 from model.config import ModelConfig
-from model.device_weights import DeviceWeights, predicted_bytes, transposed_k_b_bytes
+from model.device_weights import DeviceWeights, fallback_bytes, predicted_bytes
 from model.forward import Forward
 from model.gguf_file import GGUFFile
 from model.layout import CacheLayout, Path, active_weight_bytes
@@ -58,7 +58,7 @@ class Model:
         require_weights(device, gguf.path, needed)
         if path is not None:
             if path.layout is CacheLayout.PER_HEAD:
-                needed += transposed_k_b_bytes(config, config.n_layer)
+                needed += fallback_bytes(config, gguf)
             require_session(device, config, path, n_ctx, chunk, needed)
         return cls(gguf, config, device)
 
@@ -129,7 +129,7 @@ class Session:
 
     def __init__(self, model: Model, path: Path, n_ctx: int, chunk: int | None = None) -> None:
         device, config = model.device, model.config
-        missing = model.weights.missing_transposed_k_b() if path.layout is CacheLayout.PER_HEAD else 0
+        missing = model.weights.missing_fallback_bytes() if path.layout is CacheLayout.PER_HEAD else 0
         require_session(device, config, path, n_ctx, chunk, missing)
         self.model, self.path = model, path
         self.chunk = chunk_capacity(config, path, n_ctx, buffer_limit(device), chunk)

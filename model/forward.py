@@ -36,7 +36,7 @@ class Forward:
     ) -> None:
         self._config, self._weights, self._scratch = config, weights, scratch
         if path.layout is CacheLayout.PER_HEAD:
-            weights.need_transposed_k_b()
+            weights.need_fallback()
         self._blocks = []
         for i, layer_cache in enumerate(cache.layers):
             matrices, vectors = weights.layer(i)

@@ -13,7 +13,7 @@ from gguf import GGMLQuantizationType, GGUFWriter
 from model.config import ARCHITECTURE, GATING_FUNCTIONS, KEYS, ModelConfig
 from model.gguf_file import DEFAULT_ALIGNMENT
 from model.layout import tensor_bytes
-from model.tensors import expected_tensors
+from model.tensors import file_tensors
 
 
 def config_keys(config: ModelConfig) -> dict[str, Any]:
@@ -29,6 +29,8 @@ def config_keys(config: ModelConfig) -> dict[str, Any]:
         keys[KEYS["q_lora"]] = config.q_lora
     if config.n_nextn:
         keys[KEYS["n_nextn"]] = config.n_nextn
+    if not config.n_expert:  # llama.cpp allows no groups of no experts
+        del keys[KEYS["n_group"]], keys[KEYS["n_group_used"]]
     keys |= _head_keys(config)
     if config.yarn is not None:
         keys[KEYS["yarn"]] = "yarn"
@@ -63,10 +65,10 @@ def write_model(
 ) -> int:
     """Write a whole file to ``stream`` and return its size in bytes.
 
-    ``types`` gives every expected tensor's type, ``kv`` the keys beyond the config's (general.*, tokenizer.*), and
+    ``types`` gives every tensor's type, ``kv`` the keys beyond the config's (general.*, tokenizer.*), and
     ``tensor_data(name)`` yields that tensor's encoded bytes (arrays) in pieces, of which one at a time is held.
     """
-    shapes = expected_tensors(config)
+    shapes = file_tensors(config)
     written = stream.write(_header(config_keys(config) | dict(kv), {n: (types[n], s) for n, s in shapes.items()}))
     for name, shape in shapes.items():
         written += stream.write(bytes(-written % DEFAULT_ALIGNMENT))
@@ -80,7 +82,7 @@ def write_model(
 
 def file_bytes(config: ModelConfig, types: Mapping[str, GGMLQuantizationType]) -> int:
     """Size of the tensor section with its padding; the header comes on top."""
-    sizes = (tensor_bytes(shape, types[name]) for name, shape in expected_tensors(config).items())
+    sizes = (tensor_bytes(shape, types[name]) for name, shape in file_tensors(config).items())
     return sum(size + -size % DEFAULT_ALIGNMENT for size in sizes)
 
 

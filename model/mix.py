@@ -14,7 +14,7 @@ from gguf import GGML_QUANT_SIZES, LlamaFileType
 from gguf import GGMLQuantizationType as Q
 
 from model.config import ModelConfig
-from model.tensors import expected_tensors
+from model.tensors import file_tensors
 from vkbackend.errors import InputError
 
 MIXES: Mapping[str, tuple[Q, LlamaFileType]] = {
@@ -25,7 +25,7 @@ MIXES: Mapping[str, tuple[Q, LlamaFileType]] = {
     "f32": (Q.F32, LlamaFileType.ALL_F32),
 }
 _FALLBACK = {Q.Q4_K: Q.Q5_0, Q.Q5_K: Q.Q5_1, Q.Q6_K: Q.Q8_0}
-_KEPT_F32 = re.compile(r"_norm\.weight$|ffn_gate_inp\.weight$|\.bias$")
+_KEPT_F32 = re.compile(r"norm\.weight$|ffn_gate_inp\.weight$|\.bias$")
 
 
 def get_mix(name: str) -> Q:
@@ -36,7 +36,7 @@ def get_mix(name: str) -> Q:
 
 
 def mix_types(config: ModelConfig, mix: str, overrides: Iterable[tuple[str, Q]] = ()) -> dict[str, Q]:
-    """Tensor name -> type for every tensor of ``config``.
+    """Tensor name -> type for every tensor of a file of ``config``.
 
     ``overrides`` are (regular expression, type), searched in the names of the tensors that a mix may quantise, first
     match wins; a row that the wished type cannot hold is an InputError, and so is an expression that matches nothing.
@@ -44,7 +44,7 @@ def mix_types(config: ModelConfig, mix: str, overrides: Iterable[tuple[str, Q]] 
     base = get_mix(mix)
     overrides = list(overrides)
     types: dict[str, Q] = {}
-    shapes = expected_tensors(config)
+    shapes = file_tensors(config)
     free = [name for name in shapes if not _KEPT_F32.search(name)]
     for pattern, _ in overrides:
         if not any(re.search(pattern, name) for name in free):

@@ -35,6 +35,17 @@ def expected_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     return tensors
 
 
+def file_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """The tensors of a whole file: those that are read, and the MTP layers' (copies of the vocabulary excepted)."""
+    c, tensors = config, expected_tensors(config)
+    for layer in range(c.n_layer, c.n_layer + c.n_nextn):
+        block = _attention_tensors(c) | (_moe_tensors(c) if c.n_expert else _dense_tensors(c))
+        block["nextn.eh_proj.weight"] = (c.n_embd, 2 * c.n_embd)
+        block |= {f"nextn.{name}.weight": (c.n_embd,) for name in ("enorm", "hnorm", "shared_head_norm")}
+        tensors |= {f"blk.{layer}.{name}": shape for name, shape in block.items()}
+    return tensors
+
+
 def _attention_tensors(c: ModelConfig) -> dict[str, tuple[int, ...]]:
     tensors: dict[str, tuple[int, ...]] = {"attn_norm.weight": (c.n_embd,)}
     if c.q_lora:
@@ -64,7 +75,11 @@ def _moe_tensors(c: ModelConfig) -> dict[str, tuple[int, ...]]:
     tensors: dict[str, tuple[int, ...]] = {"ffn_gate_inp.weight": (c.n_expert, c.n_embd)}
     if c.expert_bias:
         tensors["exp_probs_b.bias"] = (c.n_expert,)
-    tensors |= _gated("ffn_{}_exps.weight", (c.n_expert,), c.n_embd, c.n_ff_exp)
+    experts = _gated("ffn_{}_exps.weight", (c.n_expert,), c.n_embd, c.n_ff_exp)
+    if c.fused_gate_up:
+        del experts["ffn_gate_exps.weight"], experts["ffn_up_exps.weight"]
+        experts = {"ffn_gate_up_exps.weight": (c.n_expert, 2 * c.n_ff_exp, c.n_embd), **experts}
+    tensors |= experts
     if c.n_expert_shared:
         tensors |= _gated("ffn_{}_shexp.weight", (), c.n_embd, c.n_ff_exp * c.n_expert_shared)
     return tensors
@@ -82,7 +97,7 @@ def check_tensors(config: ModelConfig, gguf: GGUFFile) -> None:
         if name not in gguf.tensors:
             raise InputError(f"{gguf.path}: tensor {name} is missing, expected shape {list(shape)}; {RECONVERT}")
         found = gguf.tensors[name].shape
-        if found != shape:
+        if found != shape and found != _flat_heads(name, shape):
             raise InputError(
                 f"{gguf.path}: tensor {name} has shape {list(found)}, expected {list(shape)} (NumPy order) from the "
                 f"file's keys; {RECONVERT}"
@@ -93,6 +108,11 @@ def check_tensors(config: ModelConfig, gguf: GGUFFile) -> None:
                 f"{gguf.path}: tensor {shown(name)} has no part in the model as latentvk computes it, expected only "
                 f"the {len(expected)} tensors of the architecture; use a file without it, or the result would be wrong"
             )
+
+
+def _flat_heads(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of k_b and v_b where a converter left the heads in the rows, as ik_llama.cpp does: the same bytes."""
+    return (shape[0] * shape[1], shape[2]) if name.endswith(("attn_k_b.weight", "attn_v_b.weight")) else shape
 
 
 def _is_redundant(config: ModelConfig, name: str) -> bool:
@@ -113,14 +133,6 @@ def require_supported(config: ModelConfig, gguf: GGUFFile | None = None) -> None
     With ``gguf`` also for a tensor whose type has no shader. Meant to pass before anything is allocated.
     """
     source = gguf.path if gguf is not None else config.name
-    variants = [
-        (not config.split_kv_b, "attn_kv_b is stored joint", "split attn_k_b and attn_v_b"),
-    ]
-    remedies = {"attn_kv_b is stored joint": RECONVERT}
-    for applies, found, expected in variants:
-        if applies:
-            remedy = remedies.get(found, "run a GLM-4.7-Flash GGUF instead")
-            raise InputError(f"{source}: {found}, expected {expected}: not supported yet; {remedy}")
     for field in _ALIGNED:
         if getattr(config, field) % 4:
             raise InputError(

@@ -17,7 +17,7 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from numpy.typing import NDArray
 
 from model.codebooks import codebook
-from model.gguf_file import TensorInfo, drop_pages
+from model.gguf_file import drop_pages
 from model.layout import UNIT, whole_units
 from vkbackend.buffer import Buffer
 from vkbackend.device import Device
@@ -179,15 +179,6 @@ def _write_apart(buffer: Buffer, source: NDArray[np.uint8], kind: GGMLQuantizati
             target.view(f"V{length}")[:] = blocks["payload"]
         with buffer.window(scales + first * width, len(part) * width) as target:
             target.view(f"V{width}")[:] = blocks["scale"]
-
-
-def upload(device: Device, info: TensorInfo) -> Weight:
-    """Put one tensor on the device; the pages of its memory map are dropped as they are read.
-
-    Raises:
-        DeviceError: one matrix row or expert exceeds a storage buffer binding.
-    """
-    return stack_upload(device, info.name, info.type, info.shape, info.data)
 
 
 def stack_upload(

@@ -179,7 +179,7 @@ class Reference:
             x,
             logits,
             lambda name: self._layer(layer, name),
-            lambda name, e: np.asarray(self.weights[f"blk.{layer}.{name}.weight"][e], self.dtype),
+            lambda name, e: self._expert(layer, name, e),
             self.selection_bias(layer),
             self.config,
         )
@@ -188,11 +188,21 @@ class Reference:
         """``exp_probs_b`` of a layer, [E], or None for a model without (the softmax-gated ones)."""
         return self._whole(f"blk.{layer}.exp_probs_b.bias") if self.config.expert_bias else None
 
+    def _expert(self, layer: int, name: str, expert: int) -> Floats:
+        """One expert's matrix; a fused tensor has the gate's rows before up's."""
+        fused = self.config.fused_gate_up and name in ("ffn_gate_exps", "ffn_up_exps")
+        stack = self.weights[f"blk.{layer}.{'ffn_gate_up_exps' if fused else name}.weight"]
+        matrix = np.asarray(stack[expert], self.dtype)
+        return np.split(matrix, 2)[name == "ffn_up_exps"] if fused else matrix
+
     def _layer(self, layer: int, name: str) -> Floats:
-        prefix = f"blk.{layer}."
-        if name in ("attn_k_b", "attn_v_b") and not self.config.split_kv_b:
-            return split_kv_b(self._whole(f"{prefix}attn_kv_b.weight"), self.config)[name == "attn_v_b"]
-        return self._whole(f"{prefix}{name}.weight")
+        c, prefix = self.config, f"blk.{layer}."
+        shapes = {"attn_k_b": (c.n_head, c.kv_lora, c.qk_nope), "attn_v_b": (c.n_head, c.v_head, c.kv_lora)}
+        if name not in shapes:
+            return self._whole(f"{prefix}{name}.weight")
+        if not c.split_kv_b:
+            return split_kv_b(self._whole(f"{prefix}attn_kv_b.weight"), c)[name == "attn_v_b"]
+        return self._whole(f"{prefix}{name}.weight").reshape(shapes[name])
 
     def _whole(self, name: str) -> Floats:
         return np.asarray(self.weights[name], self.dtype)

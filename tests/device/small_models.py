@@ -66,7 +66,7 @@ PLAIN = replace(
 )
 # DeepSeek-V2's router (softmax, best groups by their best expert) without compressed queries, as V2-Lite; YaRN; an
 # output tied to an embedding with rows that no token has; an odd number of heads, 37 experts a
-# group, a key of no whole unit.
+# group, a key of no whole unit, keys and values of F16 in one tensor.
 LITE = replace(
     PRESETS["deepseek-v2-lite"],
     name="lite",
@@ -88,14 +88,16 @@ LITE = replace(
     n_group_used=2,
     yarn=Yarn(factor=40.0, n_ctx_orig=16, log_multiplier=0.0707),
     tied_output=True,
+    split_kv_b=False,
 )
-# DeepSeek-V3's router (sigmoid and bias, best groups by their best two experts); YaRN without a log multiplier.
+# DeepSeek-V3's router (sigmoid and bias, best groups by their best two experts); YaRN without a log multiplier;
+# gate and up in one tensor; an MTP layer that is not run.
 GROUPED = replace(
     PRESETS["deepseek-v3"],
     name="grouped",
     n_layer=3,
     n_dense=1,
-    n_nextn=0,
+    n_nextn=1,
     n_embd=64,
     n_vocab=303,
     n_head=7,
@@ -112,8 +114,9 @@ GROUPED = replace(
     n_group=6,
     n_group_used=3,
     yarn=Yarn(factor=8.0, n_ctx_orig=16, beta_fast=4.0),
+    fused_gate_up=True,
 )
-# No mixture layer, and no values for one.
+# No mixture layer, and no values for one; attn_kv_b joint in a quantised type.
 DENSE = replace(
     GROUPED,
     name="dense",
@@ -127,6 +130,9 @@ DENSE = replace(
     n_group_used=1,
     expert_bias=False,
     yarn=None,
+    n_nextn=0,
+    split_kv_b=False,
+    fused_gate_up=False,
 )
 CONFIGS = {config.name: config for config in (AWKWARD, PLAIN, LITE, GROUPED, DENSE)}
 TYPES: dict[str, tuple[str, list[TypeOverride]]] = {
@@ -134,7 +140,7 @@ TYPES: dict[str, tuple[str, list[TypeOverride]]] = {
     "plain": ("q8_0", [("ffn_gate", Q.Q5_0), ("ffn_up", Q.F16), ("attn_q_a", Q.F32)]),
     "lite": ("f16", []),
     "grouped": ("q8_0", []),
-    "dense": ("f32", []),
+    "dense": ("f32", [("attn_kv_b", Q.Q8_0)]),
 }
 NAMES = (*CONFIGS, "embedded")
 N_CTX = 128

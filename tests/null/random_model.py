@@ -41,6 +41,7 @@ CONFIGS = {
     "grouped": replace(BASE, n_expert=24, n_group=6, n_group_used=2, n_expert_used=5, n_dense=0),
     "yarn": replace(BASE, yarn=Yarn(factor=40.0, n_ctx_orig=16, log_multiplier=0.0707)),
     "joint-kv-b": replace(BASE, split_kv_b=False),
+    "fused": replace(BASE, fused_gate_up=True),
     "tied": replace(BASE, tied_output=True, n_dense=3),
     "one-head": replace(BASE, n_head=1, n_expert_used=9, n_expert_shared=0),
 }

@@ -95,6 +95,20 @@ def test_joint_kv_b_beside_the_split_pair_is_redundant(tmp_path: Path) -> None:
     assert ModelConfig.from_gguf(write(tmp_path / "m.gguf", BASE, tensors=joint)).split_kv_b
 
 
+@pytest.mark.parametrize("mla_keys", [True, False])
+def test_heads_left_in_the_rows_are_the_same_tensor(tmp_path: Path, mla_keys: bool) -> None:
+    """ik_llama.cpp's converter writes k_b and v_b of two dimensions, and the plain keys of per-head sizes."""
+    flat: dict[str, tuple[int, ...] | None] = {}
+    for i in range(3):
+        flat |= {f"blk.{i}.attn_k_b.weight": (5 * 23, 7), f"blk.{i}.attn_v_b.weight": (5 * 11, 23)}
+        flat[f"blk.{i}.attn_kv_b.weight"] = (5 * 18, 23)
+    keys: dict[str, Any] = {} if mla_keys else config_keys(replace(BASE, split_kv_b=False))
+    if not mla_keys:
+        keys |= {"deepseek2.attention.key_length_mla": None, "deepseek2.attention.value_length_mla": None}
+    read = ModelConfig.from_gguf(write(tmp_path / "m.gguf", BASE, keys, flat))
+    assert (read.qk_nope, read.v_head, read.split_kv_b) == (7, 11, True)
+
+
 def test_vocabulary_is_counted_when_there_are_tokens(tmp_path: Path) -> None:
     tokens = {"tokenizer.ggml.tokens": [str(i) for i in range(101)], "deepseek2.vocab_size": None}
     assert ModelConfig.from_gguf(write(tmp_path / "m.gguf", BASE, tokens)).n_vocab == 101
@@ -300,16 +314,6 @@ def test_unknown_preset() -> None:
         "preset 'glm-5' is unknown, expected one of glm-4.7-flash, deepseek-v2-lite, deepseek-v2, deepseek-v3, "
         "kimi-k2; choose one of them"
     )
-
-
-@pytest.mark.parametrize(
-    ("name", "found"),
-    [("joint-kv-b", "attn_kv_b is stored joint, expected split attn_k_b and attn_v_b")],
-)
-def test_variants_that_cannot_run_yet(name: str, found: str) -> None:
-    with pytest.raises(InputError) as caught:
-        require_supported(CONFIGS[name])
-    assert str(caught.value) == f"random: {found}: not supported yet; {RECONVERT}"
 
 
 # Widths that are whole vectors of four, as kernels read them.

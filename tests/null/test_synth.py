@@ -245,7 +245,7 @@ def test_unknown_field(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert run("-o", str(tmp_path / "m.gguf"), "--shape", "heads=3") == 2
     err = capsys.readouterr().err
     assert err.startswith("latentvk: error: --shape 'heads=3': unknown field, expected FIELD=VALUE with one of name, ")
-    assert err.endswith(", split_kv_b; correct it\n")
+    assert err.endswith(", fused_gate_up; correct it\n")
 
 
 def test_folder_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -255,3 +255,22 @@ def test_folder_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[
         f"latentvk: error: {path}: cannot write there (No such file or directory); "
         "choose a folder that exists and is writable\n"
     )
+
+
+def test_every_variant_is_written_on_request(tmp_path: Path) -> None:
+    """What a file's own form is, and the MTP layers that nothing runs."""
+    path, settings = tmp_path / "m.gguf", ("split_kv_b=false", "tied_output=true", "fused_gate_up=true", "n_padding=7")
+    sizes = ("n_embd=64", "n_head=2", "q_lora=32", "kv_lora=32", "qk_nope=32", "v_head=32", "n_ff=32", "n_ff_exp=32")
+    shape = ("--shape", "n_nextn=1", "n_expert=16", *sizes, *settings)
+    assert run("-o", str(path), "--preset", "deepseek-v3", "--layers", "4", "--vocab", "300", *shape) == 0
+    file = GGUFFile.open(path)
+    config = ModelConfig.from_gguf(file)
+    assert (config.n_layer, config.n_nextn, config.n_vocab, config.n_tokens) == (4, 1, 300, 293)
+    assert not config.split_kv_b and config.tied_output and config.fused_gate_up
+    assert config.yarn is not None and (config.yarn.factor, config.yarn.n_ctx_orig) == (40.0, 4096)
+    assert (config.n_group, config.n_group_used) == (8, 4)
+    assert file.tensors["blk.4.nextn.eh_proj.weight"].shape == (64, 128)
+    assert file.kv["deepseek2.block_count"] == 5
+    require_supported(config, file)
+    for absent in ("output.weight", "blk.4.ffn_up_exps.weight", "blk.0.attn_k_b.weight"):
+        assert absent not in file.tensors
