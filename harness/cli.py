@@ -19,10 +19,17 @@ from typing import NoReturn, Protocol, cast
 from harness import options
 from vkbackend.errors import InputError, LatentvkError, printable
 
-COMMANDS = ("devices", "inspect", "synth", "tokenize", "generate", "logits", "compare", "bench")
+COMMANDS = ("devices", "inspect", "synth", "tokenize", "generate", "logits", "compare", "bench", "shaders")
+# Commands of two words; the first word's module only says what they are for.
+GROUPS = {"shaders": ("stats",)}
 INTERRUPTED = 130
 TERMINATED = 143
 BROKEN_PIPE = 141  # what a shell shows for a program ended by SIGPIPE
+
+
+def every_command() -> list[str]:
+    """Every command's one or two words."""
+    return [name for word in COMMANDS for name in ([f"{word} {action}" for action in GROUPS.get(word, ())] or [word])]
 
 
 class Command(Protocol):
@@ -97,10 +104,22 @@ def _dispatch(argv: list[str]) -> int:
     if argv[0] not in COMMANDS:
         kind = "option" if argv[0].startswith("-") else "command"
         raise InputError(f"unknown {kind} '{argv[0]}', expected one of {', '.join(COMMANDS)}; see `latentvk --help`")
-    command = load(argv[0])
-    parser = build_parser(argv[0], command)
+    words = 1
+    if argv[0] in GROUPS:
+        words = 2
+        if len(argv) == 1 or argv[1] in ("-h", "--help"):
+            _print_group(argv[0])
+            return 0 if len(argv) > 1 else InputError.exit_code
+        if argv[1] not in GROUPS[argv[0]]:
+            expected = ", ".join(GROUPS[argv[0]])
+            raise InputError(
+                f"unknown command '{argv[0]} {argv[1]}', expected one of {expected}; see `latentvk {argv[0]} --help`"
+            )
+    name = " ".join(argv[:words])
+    command = load(name)
+    parser = build_parser(name, command)
     try:
-        args = parser.parse_args(argv[1:])
+        args = parser.parse_args(argv[words:])
     except SystemExit as stop:  # --help
         return int(stop.code or 0)
     options.check_json(args)
@@ -108,7 +127,8 @@ def _dispatch(argv: list[str]) -> int:
 
 
 def load(name: str) -> Command:
-    return cast(Command, importlib.import_module(f"harness.{name}"))
+    """The module of a command's one or two words."""
+    return cast(Command, importlib.import_module(f"harness.{name.replace(' ', '_')}"))
 
 
 def build_parser(name: str, command: Command) -> Parser:
@@ -122,6 +142,15 @@ def build_parser(name: str, command: Command) -> Parser:
     command.add_arguments(parser)
     options.add_common(parser)
     return parser
+
+
+def _print_group(name: str) -> None:
+    print(f"usage: latentvk {name} COMMAND ...\n")
+    print(f"{load(name).HELP}\n")
+    print("commands:")
+    for action in GROUPS[name]:
+        print(f"  {action:<10}{load(f'{name} {action}').HELP}")
+    print(f"\n`latentvk {name} COMMAND --help` explains a command and shows an example.")
 
 
 def _print_overview() -> None:

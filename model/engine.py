@@ -25,6 +25,7 @@ from model.tokenizer import Tokenizer
 from vkbackend.device import Device
 from vkbackend.errors import DeviceError, InputError
 from vkbackend.memory import buffer_limit
+from vkbackend.program import Launch
 
 DEFAULT_CHUNK = 128  # prompt tokens
 
@@ -247,6 +248,12 @@ class Session:
         if not 0 <= n_past <= self.n_past:
             raise InputError(f"rewind to {n_past}; expected 0 to {self.n_past}, the positions in the cache: choose one")
         self.n_past = n_past
+
+    def launches(self) -> dict[str, list[Launch]]:
+        """What a decoded token, a whole prompt chunk, and all logits of a chunk ("head_all") launch."""
+        forward = self._forward
+        programs = {"decode": forward.decode, "chunk": forward.chunk, "head_all": forward.head_all()[0]}
+        return {name: program.launches for name, program in programs.items()}
 
     def close(self) -> None:
         """Give cache and scratch memory back."""

@@ -150,7 +150,7 @@ def test_prompt_bound_counts_causal_pairs_and_passes() -> None:
 
 def test_chips_name_their_sources_and_unknown_ones_are_refused() -> None:
     assert all(chip.bandwidth_source and chip.flops_source for chip in CHIPS.values())
-    assert get_chip("780M").balance == pytest.approx(103.75)
+    assert get_chip("780M").balance == pytest.approx(103.68)
     with pytest.raises(InputError) as error:
         get_chip("790m")
     assert str(error.value) == (

@@ -1,0 +1,127 @@
+"""A kernel's unit of work: what its hottest loop makes in one pass, and what that costs a chip.
+
+A shader's instruction count says little by itself; instructions for each weight, or for each cache row and head, can
+be held against the bytes that the same unit must be read from memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
+from harness.chips import Chip
+from vkbackend.isa import Counts, Loop, find_loops
+from vkbackend.kernel import Kernel
+from vkbackend.program import Launch
+
+UNIT = 32  # weights that a lane decodes at a time (shaders/include/unit.glsl)
+_FORMAT = "FORMAT_"
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one pass of the hottest loop does.
+
+    Attributes:
+        unit: its name, "weight" or "cache row and head".
+        per_lane: units that a lane makes in a pass, of the specialization constants and the subgroup's size.
+        inner_passes: passes of each inner loop in a pass of the hottest.
+        bytes_read: bytes that a unit must be read from memory: what no cache can save.
+    """
+
+    unit: str
+    per_lane: Callable[[Mapping[str, int], int], float]
+    inner_passes: Callable[[Mapping[str, int]], float]
+    bytes_read: Callable[[Launch], float]
+
+
+@dataclass(frozen=True)
+class UnitCost:
+    """What a unit of work costs: lane instructions, bytes that lanes load, and seconds on a chip by either bound."""
+
+    unit: str
+    valu: float
+    loaded_bytes: float
+    bytes_read: float
+    compute_seconds: float | None = None
+    memory_seconds: float | None = None
+
+    @property
+    def governs(self) -> str | None:
+        """The bound that is the slower one; None without a chip's figures."""
+        if self.compute_seconds is None or self.memory_seconds is None:
+            return None
+        return "memory" if self.memory_seconds >= self.compute_seconds else "compute"
+
+    @property
+    def share(self) -> float | None:
+        """Of the memory roofline, what the vector instructions leave, if all else is hidden."""
+        if self.compute_seconds is None or self.memory_seconds is None:
+            return None
+        return self.memory_seconds / max(self.compute_seconds, self.memory_seconds)
+
+
+def _weight_bytes(launch: Launch) -> float:
+    """Bytes of a weight as the file stores it."""
+    block, size = GGML_QUANT_SIZES[kind_of(launch.kernel)]
+    return size / block
+
+
+def _weight_bytes_a_token(launch: Launch) -> float:
+    """A weight read once for each token of a tile; whether caches keep it for the next tile is the device's affair."""
+    return _weight_bytes(launch) / launch.spec["TOKENS"]
+
+
+def _row_bytes_a_head(launch: Launch) -> float:
+    """A latent row (f16, and the copied values), read once for all heads of the model."""
+    latent, rope, heads = launch.spec["LATENT"], launch.spec["ROPE"], launch.push["heads"]
+    copied = latent if "REDUNDANT_V" in launch.kernel.macros else 0
+    width = 4 if "CACHE_F32" in launch.kernel.macros else 2
+    return width * (latent + rope + copied) / heads
+
+
+_ONE = lambda spec: 1.0  # noqa: E731  (no inner loop)
+WORK = {
+    "matvec.comp": Work("weight", lambda spec, lanes: UNIT * spec["ROWS"], _ONE, _weight_bytes),
+    "matmul.comp": Work(
+        "weight and token", lambda spec, lanes: UNIT * spec["ROWS"] * spec["TOKENS"], _ONE, _weight_bytes_a_token
+    ),
+    "embed.comp": Work("weight", lambda spec, lanes: UNIT, _ONE, _weight_bytes),
+    "attention_latent.comp": Work(
+        "cache row and head",
+        lambda spec, lanes: spec["TILE"] * spec["HEADS"] / lanes,
+        lambda spec: spec["TILE"],
+        _row_bytes_a_head,
+    ),
+}
+
+
+def kind_of(kernel: Kernel) -> GGMLQuantizationType:
+    """The weight format that a kernel was compiled for."""
+    name = next(macro for macro in kernel.macros if macro.startswith(_FORMAT))
+    return GGMLQuantizationType[name.removeprefix(_FORMAT)]
+
+
+def unit_cost(launch: Launch, assembly: str, subgroup: int, chip: Chip | None) -> UnitCost | None:
+    """The cost of a unit of the launch's work by its assembly; None for a kernel whose unit is not told, or no loop."""
+    work, loops = WORK.get(launch.kernel.file), find_loops(assembly)
+    if work is None or not loops:
+        return None
+    passes = work.inner_passes(launch.spec)
+
+    def one_pass(loop: Loop) -> Counts:
+        return loop.total(passes)
+
+    counts = max((one_pass(loop) for loop in loops), key=lambda c: c.valu)
+    made = work.per_lane(launch.spec, subgroup)
+    bytes_read = work.bytes_read(launch)
+    cost = UnitCost(work.unit, counts.valu / made, counts.loaded_bytes / made, bytes_read)
+    if chip is None:
+        return cost
+    return UnitCost(
+        *(cost.unit, cost.valu, cost.loaded_bytes, bytes_read),
+        compute_seconds=cost.valu / chip.lane_instructions,
+        memory_seconds=bytes_read / chip.bandwidth,
+    )

@@ -1,0 +1,197 @@
+"""`latentvk shaders stats`: what RADV's compiler makes of the kernels for an AMD chip, which need not be there."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness import options
+from vkbackend.errors import InputError
+
+if TYPE_CHECKING:
+    from harness.chips import Chip
+    from harness.shader_work import UnitCost
+    from vkbackend.offline import Compiled, OfflineCompiler
+
+HELP = "registers, spills, instructions and predicted bounds on AMD chips, without the chip"
+EXAMPLE = "latentvk shaders stats matvec --chip phoenix"
+# RADV's names of what is kept.
+KEPT = {
+    "vgprs": "VGPRs",
+    "sgprs": "SGPRs",
+    "spilled_vgprs": "Spilled VGPRs",
+    "spilled_sgprs": "Spilled SGPRs",
+    "scratch_bytes": "Scratch size",
+    "lds_bytes": "LDS size",
+    "code_bytes": "Code size",
+    "valu": "VALU",
+    "vmem": "VMEM",
+    "smem": "SMEM",
+    "salu": "SALU",
+    "latency": "Latency",
+    "inverse_throughput": "Inverse Throughput",
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One variant on one chip: the driver's statistics by our names, waves a SIMD holds, the cost of a unit of work."""
+
+    name: str
+    subgroup: int
+    statistics: dict[str, int]
+    waves: int | None
+    cost: UnitCost | None
+
+
+class _Module(argparse.Action):
+    """--spirv FILE: one more module, without constants yet."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option: str | None = None) -> None:
+        setattr(namespace, self.dest, (*getattr(namespace, self.dest), (values, "")))
+
+
+class _Spec(argparse.Action):
+    """--spec CONSTANTS: of the module named last."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option: str | None = None) -> None:
+        modules = getattr(namespace, self.dest)
+        if not modules or modules[-1][1]:
+            raise InputError(f"--spec {values!r} follows no --spirv without one; give it after its module")
+        setattr(namespace, self.dest, (*modules[:-1], (modules[-1][0], values)))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("kernels", metavar="KERNEL", nargs="*", help="kernels or beginnings of variants' names (left out: all)")
+    add("--chip", type=options.names, default=["phoenix"], metavar="A,B", help="as RADV names them (default phoenix)")
+    add("--subgroup", type=int, choices=(32, 64), default=64, help="required subgroup size (default 64)")
+    add("--preset", default="glm-4.7-flash", metavar="NAME", help="the model shape whose variants are compiled")
+    add("--mix", default="q4_k_m", metavar="NAME", help="types of its weights; all other types are added")
+    add("--disasm", action="store_true", help="print the chip's instructions of every variant")
+    add(
+        "--spirv",
+        action=_Module,
+        dest="modules",
+        default=(),
+        metavar="FILE",
+        help="a module of anyone's in place of kernels; repeatable",
+    )
+    add(
+        "--spec",
+        action=_Spec,
+        dest="modules",
+        default=(),
+        metavar="0=64,1=2",
+        help="specialization constants of the --spirv before it, by id, or in order of the ids: 64,2,1",
+    )
+    add("--against", type=Path, metavar="FILE", help="exit 1 where a variant is worse than in this baseline")
+    add("--save", type=Path, metavar="FILE", help="write the figures as a baseline")
+
+
+def run(args: argparse.Namespace) -> int:
+    from vkbackend.offline import OfflineCompiler
+
+    if args.modules and args.kernels:
+        raise InputError("both KERNEL and --spirv were given, expected one kind; leave one out")
+    if (args.save or args.against) and len(args.chip) != 1:
+        raise InputError(f"a baseline is of one chip, --chip names {len(args.chip)}; name one")
+    code = 0
+    result: list[dict[str, Any]] = []
+    for name in args.chip:
+        chip = _chip(name)
+        with OfflineCompiler(chip.family if chip else name) as compiler:
+            rows = _modules(args, compiler, chip) if args.modules else _variants(args, compiler, chip)
+            driver = compiler.info.driver_version
+            entry: dict[str, Any] = {"chip": compiler.chip, "device": compiler.info.name, "driver": driver}
+            result.append(entry | {"rows": [row_json(row) for row in rows]})
+            if not options.json_to_stdout(args):
+                from harness.shader_tables import print_stats
+
+                print_stats(compiler.info.name, driver, chip, rows)
+            if args.against is not None:
+                from harness.shader_baseline import judge
+
+                code = max(code, judge(args.against, compiler.chip, driver, rows))
+            if args.save is not None:
+                from harness.shader_baseline import save
+
+                save(args.save, compiler.chip, driver, rows)
+    options.emit_json(args, result)
+    return code
+
+
+def row_json(row: Row) -> dict[str, Any]:
+    """A row as plain values."""
+    cost = None
+    if row.cost is not None:
+        cost = vars(row.cost) | {"governs": row.cost.governs, "share": row.cost.share}
+    return {"name": row.name, "subgroup": row.subgroup, **row.statistics, "waves_per_simd": row.waves, "unit": cost}
+
+
+def _chip(name: str) -> Chip | None:
+    """The chip's own figures, where the table has them; RADV compiles for more families."""
+    from harness.chips import get_chip
+
+    try:
+        return get_chip(name)
+    except InputError:
+        return None
+
+
+def _row(name: str, compiled: Compiled, chip: Chip | None, cost: UnitCost | None) -> Row:
+    found = compiled.statistics
+    statistics = {ours: int(found[theirs]) for ours, theirs in KEPT.items() if theirs in found}
+    waves = None
+    if chip is not None:
+        waves = chip.waves_per_simd(statistics["vgprs"], compiled.subgroup, statistics["lds_bytes"])
+    return Row(name, compiled.subgroup, statistics, waves, cost)
+
+
+def _variants(args: argparse.Namespace, compiler: OfflineCompiler, chip: Chip | None) -> list[Row]:
+    from harness.shader_variants import find_variants
+    from harness.shader_work import unit_cost
+    from model.presets import get_preset
+
+    info = replace(compiler.info, subgroup_size=args.subgroup)
+    rows = []
+    for variant in find_variants(get_preset(args.preset), args.mix, info, args.kernels):
+        launch = variant.launch
+        compiled = compiler.compile_kernel(launch.kernel, launch.spec, subgroup=args.subgroup, disassemble=True)
+        cost = unit_cost(launch, compiled.assembly, compiled.subgroup, chip)
+        rows.append(_row(variant.name, compiled, chip, cost))
+        if args.disasm and not options.json_to_stdout(args):
+            print(f"{variant.name}\n{compiled.assembly}")
+    return rows
+
+
+def _modules(args: argparse.Namespace, compiler: OfflineCompiler, chip: Chip | None) -> list[Row]:
+    rows = []
+    for text, constants in args.modules:
+        path = Path(text)
+        try:
+            module = path.read_bytes()
+        except OSError as error:
+            raise InputError(
+                f"{path}: cannot be read ({error.strerror}), expected a SPIR-V file; check the path"
+            ) from None
+        spec = _parse_spec(constants) if constants else {}
+        compiled = compiler.compile(module, spec, subgroup=args.subgroup, disassemble=args.disasm, name=str(path))
+        rows.append(_row(f"{path.name} {constants}".strip(), compiled, chip, None))
+        if args.disasm and not options.json_to_stdout(args):
+            print(f"{path}\n{compiled.assembly}")
+    return rows
+
+
+def _parse_spec(text: str) -> dict[int, int]:
+    """'64,2' -> {0: 64, 1: 2}; '3=128' -> {3: 128}."""
+    values: dict[int, int] = {}
+    try:
+        for position, part in enumerate(text.split(",")):
+            number, _, value = part.rpartition("=")
+            values[int(number) if number else position] = int(value, 0) & 0xFFFFFFFF
+    except ValueError:
+        raise InputError(f"--spec {text!r}: expected whole numbers such as 64,2,1 or 0=64,3=128; correct it") from None
+    return values

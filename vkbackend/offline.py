@@ -1,0 +1,208 @@
+"""Kernels compiled for an AMD chip that is not there: registers, spills, instruction counts, the instructions.
+
+RADV's null device has the real compiler of every chip that RADV supports and no chip. A child process opens it, since
+drivers are chosen by environment variables before the first Vulkan call, and a compiler's crash must end no caller.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import select
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from vkbackend.errors import DeviceError, InputError
+from vkbackend.kernel import Kernel
+from vkbackend.physical import DeviceInfo
+from vkbackend.reflection import reflect
+
+TIMEOUT_S = 300.0  # of one pipeline; the slowest here takes seconds
+_ICD = "radeon_icd*.json"
+_FOLDERS = ("/etc/vulkan/icd.d", "/usr/local/share/vulkan/icd.d", "/usr/share/vulkan/icd.d")
+_STORAGE_BUFFER, _UNIFORM_BUFFER, _SAMPLED_IMAGE = 7, 6, 2  # VkDescriptorType
+
+
+@dataclass(frozen=True)
+class Request:
+    """One pipeline to compile: a module, its layout, its specialization constants by id (u32)."""
+
+    module: bytes
+    entry: str
+    bindings: tuple[tuple[int, int], ...]  # number, VkDescriptorType
+    push_bytes: int
+    spec: Mapping[int, int]
+    subgroup: int  # required size; 0: the driver's choice
+    full_subgroups: bool
+    disassemble: bool
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What the driver says of a pipeline: its statistics by the driver's names, and with ``disassemble`` its
+    intermediate forms ("Assembly", ...). ``seconds`` is the compiler's time."""
+
+    subgroup: int
+    statistics: Mapping[str, int | float]
+    representations: Mapping[str, str] = field(repr=False)
+    seconds: float
+
+    @property
+    def assembly(self) -> str:
+        """The chip's instructions as text; "" unless asked for."""
+        return self.representations.get("Assembly", "")
+
+
+def radv_icd() -> Path:
+    """RADV's driver manifest. DeviceError when it is not installed."""
+    shared = [f"{folder}/vulkan/icd.d" for folder in os.environ.get("XDG_DATA_DIRS", "").split(":") if folder]
+    for folder in (*_FOLDERS, *shared):
+        found = sorted(Path(folder).glob(_ICD))
+        if found:
+            return found[0]
+    raise DeviceError(
+        "no RADV driver manifest (radeon_icd*.json) on this machine; expected Mesa's AMD driver, which needs no AMD "
+        "GPU to compile: install mesa-vulkan-drivers"
+    )
+
+
+class OfflineCompiler:
+    """RADV's compiler for one chip, in a process of its own; a context manager.
+
+    Args:
+        chip: RADV's name of the family: phoenix, rembrandt, gfx1151, navi31, ...
+
+    Raises:
+        DeviceError: RADV is not installed or does not start.
+        InputError: RADV does not know the chip.
+    """
+
+    def __init__(self, chip: str) -> None:
+        self.chip = chip
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115  (closed with the process)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._manifest = str(radv_icd())
+        try:
+            self.info: DeviceInfo = self._begin()
+        except DeviceError as error:
+            self.close()
+            raise InputError(
+                f"chip {chip!r}: RADV opens no null device for it ({error}); expected a name that RADV knows, such as "
+                "phoenix, rembrandt, gfx1151 or navi31; choose one"
+            ) from None
+
+    def _begin(self) -> DeviceInfo:
+        """Start the process; its first answer is the device."""
+        environment = {k: v for k, v in os.environ.items() if not k.startswith(("VK_", "LATENTVK_VALIDATE"))}
+        environment |= {
+            "VK_DRIVER_FILES": self._manifest,
+            "VK_ICD_FILENAMES": self._manifest,
+            "RADV_FORCE_FAMILY": self.chip,
+        }
+        environment["MESA_SHADER_CACHE_DISABLE"] = "1"  # what comes from the cache has no statistics
+        command = [sys.executable, "-m", "vkbackend.offline_worker"]
+        pipe = subprocess.PIPE
+        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=self._log, env=environment)
+        info: DeviceInfo = self._answer(self._process, "its start")
+        return info
+
+    def compile(
+        self,
+        module: bytes,
+        spec: Mapping[int, int] | None = None,
+        *,
+        subgroup: int = 0,
+        disassemble: bool = False,
+        name: str = "module",
+    ) -> Compiled:
+        """Compile ``module`` (SPIR-V) with specialization constants ``spec`` by id.
+
+        Args:
+            subgroup: required subgroup size, 32 or 64; 0 leaves it to the driver.
+
+        Raises:
+            InputError: the module is none, or uses descriptor sets other than 0.
+            DeviceError: the compiler refused it, crashed, or did not end within TIMEOUT_S.
+        """
+        found = reflect(module, name)
+        if any(binding.set for binding in found.bindings):
+            raise InputError(f"{name}: uses descriptor sets besides 0, expected only that one; bind all there")
+        kinds = {"storage buffer": _STORAGE_BUFFER, "uniform buffer": _UNIFORM_BUFFER, "other": _SAMPLED_IMAGE}
+        bindings = tuple((binding.number, kinds[binding.descriptor]) for binding in found.bindings)
+        request = Request(
+            module, found.entry, bindings, found.push_bytes, dict(spec or {}), subgroup, bool(subgroup), disassemble
+        )
+        if self._process is None:
+            self._begin()
+        process: Any = self._process
+        with contextlib.suppress(OSError):  # of a process that is gone; its answer says so
+            pickle.dump(request, process.stdin)
+            process.stdin.flush()
+        answer = self._answer(process, name)
+        if isinstance(answer, str):
+            raise DeviceError(
+                f"{name}: RADV does not compile it for {self.chip}: {answer}; run spirv-val on the module"
+            )
+        return answer
+
+    def compile_kernel(
+        self, kernel: Kernel, spec: Mapping[str, int], *, subgroup: int, disassemble: bool = False
+    ) -> Compiled:
+        """One of our kernels, its workgroup one subgroup, as a device would get it. Raises as ``compile``."""
+        words = kernel.pack_spec(subgroup, spec).tolist()
+        return self.compile(
+            kernel.spirv(), dict(enumerate(words)), subgroup=subgroup, disassemble=disassemble, name=kernel.file
+        )
+
+    def _answer(self, process: subprocess.Popen[bytes], what: str) -> Any:
+        """What the process says next. When it ended or hangs, it is done with, and the next request starts another."""
+        pipe: Any = process.stdout
+        ready, _, _ = select.select([pipe], [], [], TIMEOUT_S)
+        try:
+            if ready:
+                return pickle.load(pipe)
+        except (EOFError, pickle.UnpicklingError):
+            pass
+        process.kill()
+        status = self._end()
+        self._log.seek(0)
+        said = self._log.read().decode(errors="replace").strip().splitlines()
+        self._log.seek(0)
+        self._log.truncate()
+        how = f"ended with status {status}" if ready else f"hung for {TIMEOUT_S:g} s"
+        raise DeviceError(f"{what}: RADV's compiler for {self.chip} {how}: {said[-1] if said else 'it said nothing'}")
+
+    def _end(self) -> int:
+        """Wait for the process, which has no more requests to expect, and forget it. Returns its status."""
+        process: Any = self._process
+        self._process = None
+        with contextlib.suppress(OSError):  # what was buffered for a process that is gone
+            process.stdin.close()
+        try:
+            status: int = process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            status = process.wait()
+        process.stdout.close()
+        return status
+
+    def close(self) -> None:
+        """End the process."""
+        if self._process is not None:
+            self._end()
+        self._log.close()
+
+    def __enter__(self) -> OfflineCompiler:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
