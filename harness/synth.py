@@ -29,7 +29,7 @@ from model.config import ModelConfig
 from model.gguf_write import file_bytes, write_model
 from model.mix import MIXES, mix_types
 from model.presets import PRESETS, get_preset
-from model.quantize import RANDOM_TYPES, random_blocks
+from model.random_blocks import RANDOM_TYPES, random_blocks
 from model.tensors import file_tensors
 from vkbackend.errors import InputError
 

@@ -1,4 +1,4 @@
-"""Encoders to GGUF block formats, and random blocks of them for synthetic files.
+"""Encoders to GGUF block formats.
 
 gguf-py encodes F32, F16, BF16, Q8_0 and the older 32-element formats but not the K-quants; Q4_K and Q6_K are here, with
 the layouts and the search ggml uses (ggml/src/ggml-quants.c: make_qkx2_quants, make_qx_quants), vectorised over blocks.
@@ -6,8 +6,6 @@ Letters: B blocks of 256 values, S sub-blocks (8 of 32 in Q4_K, 16 of 16 in Q6_K
 """
 
 from __future__ import annotations
-
-import math
 
 import numpy as np
 from gguf import GGML_QUANT_SIZES
@@ -124,10 +122,10 @@ def _encode_q4_k(blocks: Floats) -> Bytes:
     q = np.clip(_round((x + offset[..., None]) * _inverse(step)[..., None]), 0, 15).astype(np.uint8)
     packed = q.reshape(n, 4, 2, 32)
     quants = (packed[:, :, 0] | packed[:, :, 1] << 4).reshape(n, 128)
-    return np.concatenate([d_bytes, dmin_bytes, _pack_scales(sc, m), quants], axis=-1)
+    return np.concatenate([d_bytes, dmin_bytes, pack_scales(sc, m), quants], axis=-1)
 
 
-def _pack_scales(sc: Bytes, m: Bytes) -> Bytes:
+def pack_scales(sc: Bytes, m: Bytes) -> Bytes:
     """Two [B, 8] of six-bit numbers -> [B, 12] as ggml's get_scale_min_k4 reads them."""
     low = sc[:, :4] | (sc[:, 4:] >> 4) << 6
     mid = m[:, :4] | (m[:, 4:] >> 4) << 6
@@ -174,55 +172,3 @@ def _encode_q6_k(blocks: Floats) -> Bytes:
 
 
 _ENCODERS = {Q.Q4_K: _encode_q4_k, Q.Q6_K: _encode_q6_k}
-
-# Number of quant levels, for formats that random_blocks can make besides the floating-point ones.
-_LEVELS = {Q.Q4_0: 16, Q.Q4_1: 16, Q.Q5_0: 32, Q.Q5_1: 32, Q.Q8_0: 256, Q.Q4_K: 16, Q.Q5_K: 32, Q.Q6_K: 64}
-RANDOM_TYPES = (Q.F32, Q.F16, Q.BF16, *_LEVELS)
-
-
-def random_blocks(kind: Q, n_blocks: int, rng: np.random.Generator, scale: float) -> Bytes:
-    """``n_blocks`` valid blocks of ``kind`` (single values for F32, F16, BF16): uint8 [n_blocks, block bytes].
-
-    Values are near uniform with mean about 0 and standard deviation about ``scale``. Quants are raw random bytes and
-    only the scale fields are written, so this runs at the generator's speed. InputError for a type not in RANDOM_TYPES.
-    """
-    if kind in (Q.F32, Q.F16, Q.BF16):
-        values = (rng.random(n_blocks, np.float32) - np.float32(0.5)) * np.float32(math.sqrt(12) * scale)
-        return quantize(values, kind).reshape(n_blocks, -1)
-    if kind not in _LEVELS:
-        names = ", ".join(t.name for t in RANDOM_TYPES)
-        raise InputError(f"type {kind.name} has no random generator, expected one of {names}; use one of them")
-    block_bytes = GGML_QUANT_SIZES[kind][1]
-    n_words = -(-n_blocks * block_bytes // 8)
-    noise = rng.integers(0, 2**64, n_words, np.uint64).view(np.uint8)  # four times the speed of rng.bytes
-    blocks = noise[: n_blocks * block_bytes].reshape(n_blocks, block_bytes)
-    spread = math.sqrt((_LEVELS[kind] ** 2 - 1) / 12)  # standard deviation of a uniform quant
-    middle = (_LEVELS[kind] - 1) / 2
-    jitter = np.float32(0.75) + np.float32(0.5) * rng.random(n_blocks, np.float32)  # rms sqrt(1 + 1/48)
-    d = jitter * np.float32(scale / spread / math.sqrt(1 + 1 / 48))
-    if kind in (Q.Q4_K, Q.Q5_K):
-        sub_scales = blocks[:, 4:12] & np.uint8(31) | np.uint8(32)
-        d /= _rms(np.arange(32, 64))
-        _put_f16(blocks, 0, d)
-        _put_f16(blocks, 2, d * np.float32(middle))  # with min = scale in every sub-block the values centre on 0
-        blocks[:, 4:16] = _pack_scales(sub_scales, sub_scales)
-    elif kind is Q.Q6_K:
-        noise = blocks[:, 192:208]
-        magnitude = (noise & np.uint8(63) | np.uint8(64)).view(np.int8)
-        blocks[:, 192:208] = np.where(noise & 128, -magnitude, magnitude).view(np.uint8)  # quants centre on -0.5
-        _put_f16(blocks, 208, d / _rms(np.arange(64, 128)))
-    elif kind in (Q.Q4_1, Q.Q5_1):
-        _put_f16(blocks, 0, d)
-        _put_f16(blocks, 2, d * np.float32(-middle))
-    else:
-        signed = kind is not Q.Q8_0  # ggml's d is max/-8 or max/-16, of either sign, but never negative in Q8_0
-        _put_f16(blocks, 0, np.where(blocks[:, 0] & 1, -d, d) if signed else d)
-    return blocks
-
-
-def _rms(numbers: np.ndarray) -> np.float32:
-    return np.float32(math.sqrt(np.mean(numbers.astype(np.float64) ** 2)))
-
-
-def _put_f16(blocks: Bytes, offset: int, values: Floats) -> None:
-    blocks[:, offset : offset + 2] = _as_f16(values)[0]

@@ -16,7 +16,7 @@ import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from numpy.typing import NDArray
 
-from model.codebooks import codebook
+from model.block_formats import PLAIN, SCALE, codebook, payload
 from model.gguf_file import drop_pages
 from model.layout import UNIT, whole_units
 from vkbackend.buffer import Buffer
@@ -25,26 +25,6 @@ from vkbackend.errors import DeviceError
 from vkbackend.memory import Use, buffer_limit
 
 Q = GGMLQuantizationType
-
-# The bytes of a block's scale, first or last in it, where the rest, its payload, is whole words and the block is not.
-_SCALE = {
-    Q.Q4_0: slice(0, 2),
-    Q.Q5_0: slice(0, 2),
-    Q.Q8_0: slice(0, 2),
-    Q.Q3_K: slice(108, 110),
-    Q.Q6_K: slice(208, 210),
-    Q.IQ4_NL: slice(0, 2),
-    Q.MXFP4: slice(0, 1),
-    Q.IQ1_S: slice(0, 2),
-    Q.IQ2_XXS: slice(0, 2),
-    Q.IQ2_XS: slice(0, 2),
-    Q.IQ2_S: slice(0, 2),
-    Q.IQ3_XXS: slice(0, 2),
-    Q.IQ3_S: slice(0, 2),
-    Q.TQ1_0: slice(52, 54),
-    Q.TQ2_0: slice(64, 66),
-}
-_PLAIN = {Q.F32: 4, Q.F16: 2, Q.BF16: 2}  # bytes an element
 
 
 @dataclass(frozen=True)
@@ -88,7 +68,7 @@ class Weight:
 def row_bytes(kind: GGMLQuantizationType, columns: int) -> int:
     """Bytes of a row on the device, payload and scales, with plain types padded to whole units."""
     block, size = GGML_QUANT_SIZES[kind]
-    padded = whole_units(columns) if kind in _PLAIN else columns
+    padded = whole_units(columns) if kind in PLAIN else columns
     return padded // block * size
 
 
@@ -111,12 +91,6 @@ def _split(
             "use another --device"
         )
     return [(a, min(a + each, total)) for a in range(0, total, each)]
-
-
-def _payload(kind: GGMLQuantizationType) -> slice:
-    """The bytes of a block that are not its scale."""
-    scale, size = _SCALE[kind], GGML_QUANT_SIZES[kind][1]
-    return slice(scale.stop, size) if scale.start == 0 else slice(0, scale.start)
 
 
 def _runs(source: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
@@ -146,7 +120,7 @@ def _write(buffer: Buffer, source: NDArray[np.uint8], kind: GGMLQuantizationType
     book, size = codebook(kind), GGML_QUANT_SIZES[kind][1]
     buffer.upload(book)
     width, padded = source.shape[-1], row_bytes(kind, columns)
-    if kind in _SCALE:
+    if kind in SCALE:
         _write_apart(buffer, source, kind, book.size)
     elif width == padded:
         for first, part in _pieces(source, size, buffer.piece // size):
@@ -162,14 +136,14 @@ def _write(buffer: Buffer, source: NDArray[np.uint8], kind: GGMLQuantizationType
 def _write_apart(buffer: Buffer, source: NDArray[np.uint8], kind: GGMLQuantizationType, start: int) -> None:
     """From byte ``start`` all payloads, then all scales. Whole fields are copied at once: a structured view moves
     payloads of 16 to 208 bytes, not single bytes."""
-    payload, scale, size = _payload(kind), _SCALE[kind], GGML_QUANT_SIZES[kind][1]
-    length, width = payload.stop - payload.start, scale.stop - scale.start
+    rest, scale, size = payload(kind), SCALE[kind], GGML_QUANT_SIZES[kind][1]
+    length, width = rest.stop - rest.start, scale.stop - scale.start
     scales = start + source.size // size * length
     fields: Any = np.dtype(
         {
             "names": ["payload", "scale"],
             "formats": [f"V{length}", f"V{width}"],
-            "offsets": [payload.start, scale.start],
+            "offsets": [rest.start, scale.start],
             "itemsize": size,
         }
     )
@@ -199,7 +173,7 @@ def stack_upload(
     block, size = GGML_QUANT_SIZES[kind]
     source = data.reshape(matrices, rows, columns // block * size, copy=False)
     device_row, book = row_bytes(kind, columns), codebook(kind).size
-    payload = _payload(kind) if kind in _SCALE else slice(0, 0)
+    rest = payload(kind)
     stacked = matrices > 1
     rows_each = rows if stacked else 1
     total, limit = (matrices if stacked else rows), buffer_limit(device)
@@ -207,7 +181,7 @@ def stack_upload(
     try:
         for first, end in _split(total, rows_each * device_row, limit, name, device, book):
             n_rows = (end - first) * rows_each
-            scale_base = (book + n_rows * (columns // block) * (payload.stop - payload.start)) // 4
+            scale_base = (book + n_rows * (columns // block) * (rest.stop - rest.start)) // 4
             nbytes = book + n_rows * device_row
             buffer = Buffer(device, nbytes, f"{name}[{first}:{end}]", use=Use.WEIGHTS, zeroed=False)
             shards.append(Shard(buffer, first, end, scale_base))

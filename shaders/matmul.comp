@@ -1,8 +1,8 @@
 #version 450
 // Matrix-matrix product of dequantised rows with a chunk of tokens: y[t] = W x[t]. With TOKENS 1 also the faster
-// matrix-vector product where subgroups are narrow: each input is loaded once a subgroup, not once a lane.
-// One subgroup makes a tile of ROWS * subgroup-size rows by TOKENS tokens: a lane dequantises a unit of its own rows once for
-// all tokens; the tokens' 32 inputs are loaded once by the subgroup, a vec4 a lane, and broadcast.
+// matrix-vector product where subgroups are narrow: each input is loaded once a subgroup, not once a lane. One subgroup
+// makes a tile of ROWS * subgroup-size rows by TOKENS tokens: a lane dequantises a unit of its own rows once for all
+// tokens; the tokens' 32 inputs are loaded once by the subgroup, a vec4 a lane, and broadcast.
 // ROUTED: batch entry e is an expert; its tile's tokens come from the list that group_by_expert made.
 // CHOSEN: one token; batch entry k is the slot of its k-th chosen expert.
 #extension GL_GOOGLE_include_directive : require

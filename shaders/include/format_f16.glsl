@@ -1,6 +1,5 @@
-// F16: 16 words a unit, two columns a word, columns in order.
-uint column_a(uint u) { return u * 32u; }
-uint column_b(uint u) { return u * 32u + 16u; }
+// F16: 16 words a unit, two columns a word.
+#include "columns_in_order.glsl"
 Unit load_unit(uint g) {
     Unit r;
     [[unroll]] for (uint i = 0u; i < 8u; i++) {

@@ -1,6 +1,5 @@
-// F32: 32 words a unit, columns in order.
-uint column_a(uint u) { return u * 32u; }
-uint column_b(uint u) { return u * 32u + 16u; }
+// F32: 32 words a unit.
+#include "columns_in_order.glsl"
 Unit load_unit(uint g) {
     Unit r;
     [[unroll]] for (uint i = 0u; i < 8u; i++) {

@@ -1,10 +1,9 @@
 // Q8_0 (ggml block_q8_0: f16 d, 32 signed bytes), w = d * q.
 // On the device: all quants, 8 words a block; from word `scale_base` on all d, packed halves.
-uint column_a(uint u) { return u * 32u; }
-uint column_b(uint u) { return u * 32u + 16u; }
+#include "columns_in_order.glsl"
 Unit load_unit(uint g) {
     Unit r;
-    [[unroll]] for (uint i = 0u; i < 8u; i++) r.q[i] = bytes_signed(word(g * 8u + i));
+    [[unroll]] for (uint i = 0u; i < 8u; i++) r.q[i] = signed_fields(word(g * 8u + i), 0, 8);
     r.da = packed_half(scale_base, g); r.ma = 0.0;
     r.db = r.da; r.mb = 0.0;
     return r;

@@ -3,14 +3,52 @@
 #include "format_f32.glsl"
 #elif defined(FORMAT_F16)
 #include "format_f16.glsl"
-#elif defined(FORMAT_Q8_0)
-#include "format_q8_0.glsl"
+#elif defined(FORMAT_BF16)
+#include "format_bf16.glsl"
+#elif defined(FORMAT_Q4_0)
+#include "format_q4_0.glsl"
+#elif defined(FORMAT_Q4_1)
+#include "format_q4_1.glsl"
 #elif defined(FORMAT_Q5_0)
 #include "format_q5_0.glsl"
+#elif defined(FORMAT_Q5_1)
+#include "format_q5_1.glsl"
+#elif defined(FORMAT_Q8_0)
+#include "format_q8_0.glsl"
+#elif defined(FORMAT_Q2_K)
+#include "format_q2_k.glsl"
+#elif defined(FORMAT_Q3_K)
+#include "format_q3_k.glsl"
 #elif defined(FORMAT_Q4_K)
 #include "format_q4_k.glsl"
+#elif defined(FORMAT_Q5_K)
+#include "format_q5_k.glsl"
 #elif defined(FORMAT_Q6_K)
 #include "format_q6_k.glsl"
+#elif defined(FORMAT_IQ4_NL)
+#include "format_iq4_nl.glsl"
+#elif defined(FORMAT_IQ4_XS)
+#include "format_iq4_xs.glsl"
+#elif defined(FORMAT_MXFP4)
+#include "format_mxfp4.glsl"
+#elif defined(FORMAT_IQ1_S)
+#include "format_iq1_s.glsl"
+#elif defined(FORMAT_IQ1_M)
+#include "format_iq1_m.glsl"
+#elif defined(FORMAT_IQ2_XXS)
+#include "format_iq2_xxs.glsl"
+#elif defined(FORMAT_IQ2_XS)
+#include "format_iq2_xs.glsl"
+#elif defined(FORMAT_IQ2_S)
+#include "format_iq2_s.glsl"
+#elif defined(FORMAT_IQ3_XXS)
+#include "format_iq3_xxs.glsl"
+#elif defined(FORMAT_IQ3_S)
+#include "format_iq3_s.glsl"
+#elif defined(FORMAT_TQ1_0)
+#include "format_tq1_0.glsl"
+#elif defined(FORMAT_TQ2_0)
+#include "format_tq2_0.glsl"
 #else
-#error "no weight format chosen: define FORMAT_F32, FORMAT_F16, FORMAT_Q8_0, FORMAT_Q5_0, FORMAT_Q4_K or FORMAT_Q6_K"
+#error "no weight format chosen: define FORMAT_ and the name of a type that has a file here, such as FORMAT_Q4_K"
 #endif

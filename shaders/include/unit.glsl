@@ -2,24 +2,45 @@
 // w = d * q - m. Every format file defines, over the weight words word(i):
 //   Unit load_unit(uint g)   unit g of the buffer (row * units_per_row + unit of the row)
 //   uint column_a(uint u), column_b(uint u)   first column of each run of unit u of a row
+// d, q and d * q are exact in f32, so that w is rounded once at most. m is 0 where zero is in the middle of the quants:
+// then quants are signed, and an infinite d gives the infinities it should.
 struct Unit {
     vec4 q[8]; // quants as floats: q[0..3] run a, q[4..7] run b
     float da, ma, db, mb;
 };
 
-// Small unsigned fields are converted as signed: CPUs before AVX-512 convert only those in one instruction.
-vec4 bytes_low_nibbles(uint w) { return vec4(ivec4(w & 15u, (w >> 8) & 15u, (w >> 16) & 15u, (w >> 24) & 15u)); }
-vec4 bytes_high_nibbles(uint w) { return vec4(ivec4((w >> 4) & 15u, (w >> 12) & 15u, (w >> 20) & 15u, w >> 28)); }
-vec4 bytes_signed(uint w) {
+// Fields of `bits` bits that begin at bit `at` of each of four bytes.
+vec4 signed_fields(uint w, int at, int bits) {
     int s = int(w);
-    return vec4(bitfieldExtract(s, 0, 8), bitfieldExtract(s, 8, 8), bitfieldExtract(s, 16, 8), s >> 24);
+    return vec4(bitfieldExtract(s, at, bits), bitfieldExtract(s, at + 8, bits),
+                bitfieldExtract(s, at + 16, bits), bitfieldExtract(s, at + 24, bits));
 }
+// Converted as signed: CPUs before AVX-512 convert only those in one instruction.
+vec4 unsigned_fields(uint w, int at, int bits) {
+    return vec4(ivec4(bitfieldExtract(w, at, bits), bitfieldExtract(w, at + 8, bits),
+                      bitfieldExtract(w, at + 16, bits), bitfieldExtract(w, at + 24, bits)));
+}
+
+// Bits 0..3 spread over the lowest bit of four bytes.
+uint spread_bits(uint bits) { return (bits & 1u) | (bits & 2u) << 7 | (bits & 4u) << 14 | (bits & 8u) << 21; }
+
+// Four bytes of 1..127, negated where bits 0..3 say so.
+uint negate_bytes(uint w, uint bits) {
+    uint ones = spread_bits(bits);
+    return (w ^ ((ones << 8) - ones)) + ones;
+}
+
+// Eight sign bits of which the file keeps seven: their number is even.
+uint even_signs(uint seven) { return seven | uint(bitCount(seven)) << 7; }
 
 // Half-precision number i of a region of packed halves that starts at word `base`.
 float packed_half(uint base, uint i) {
     vec2 pair = unpackHalf2x16(word(base + (i >> 1)));
     return (i & 1u) == 0u ? pair.x : pair.y;
 }
+
+// Byte i of a region that starts at word `base`.
+uint packed_byte(uint base, uint i) { return word(base + (i >> 2)) >> (8u * (i & 3u)) & 255u; }
 
 // Four words of which every lane of a quad needs all, when the quad's lanes share a block (LANES_ALONG_ROW): each lane
 // loads one and the quad exchanges them, one load in place of four.

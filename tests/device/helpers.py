@@ -9,7 +9,7 @@ from gguf import GGML_QUANT_SIZES
 from gguf import GGMLQuantizationType as Q
 from gguf.quants import dequantize as gguf_dequantize
 
-from model.quantize import random_blocks
+from model.random_blocks import random_blocks
 from model.scratch import SLACK
 from model.tensors import SUPPORTED_TYPES
 from vkbackend.buffer import Buffer

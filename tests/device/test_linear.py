@@ -4,10 +4,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from gguf import GGML_QUANT_SIZES
 from gguf import GGMLQuantizationType as Q
 from helpers import CANARY, FORMATS, U, canary, fetch, limited, params, random_tensor, upload
 
 from model import linear as linear_module
+from model.block_formats import PLAIN, codebook
 from model.linear import View, linear
 from model.weights import Weight, allocate_f16, stack_upload
 from vkbackend.device import Device
@@ -35,8 +37,9 @@ def capacity(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 def largest_error(weight: np.ndarray, x: np.ndarray) -> np.ndarray:
     """What rounding may do to a product of ``weight`` [..., rows, K] and ``x`` [..., K] in f32. -> [...].
 
-    Quants and minima are multiplied and summed apart in some forms: |d q| + |m| is at most 3 times the largest weight
-    of the formats here. A sum of K terms by fours rounds at most K / 4 + 3 times, and decoding 5 times more.
+    Quants and minima are multiplied and summed apart in some forms. Formats without a minimum have |d q| = |w|; of the
+    others random_blocks puts m in the middle of 0 to d q, so that |d q| + |m| is at most 3 times the largest weight. A
+    sum of K terms by fours rounds at most K / 4 + 3 times; decoding and joining the two sums take at most 5 more.
     """
     roundings = weight.shape[-1] / 4 + 8
     peak = 3 * np.abs(weight).max()
@@ -100,13 +103,13 @@ def test_every_format_at_awkward_row_counts(device: Device, kind: Q, capacity: i
         product(device, stack_upload(device, "w", kind, (rows, columns), data), values[None], capacity)
 
 
-@pytest.mark.parametrize("kind", [Q.F32, Q.F16, Q.Q8_0, Q.Q5_0], ids=lambda kind: kind.name)
+@pytest.mark.parametrize("kind", [k for k in FORMATS if GGML_QUANT_SIZES[k][0] <= 32], ids=lambda kind: kind.name)
 def test_rows_of_one_unit(device: Device, kind: Q, capacity: int) -> None:
     data, values = random_tensor(np.random.default_rng(2), kind, (19, 32))
     product(device, stack_upload(device, "w", kind, (19, 32), data), values[None], capacity)
 
 
-@pytest.mark.parametrize("kind", [Q.F32, Q.F16], ids=lambda kind: kind.name)
+@pytest.mark.parametrize("kind", PLAIN, ids=lambda kind: kind.name)
 @pytest.mark.parametrize("columns", [4, 24, 100])
 def test_rows_padded_to_whole_units(device: Device, kind: Q, columns: int, capacity: int) -> None:
     """What follows a short input (here the next head's) is read, and must meet zeros."""
@@ -130,7 +133,7 @@ def test_a_chunk_that_is_not_full(device: Device) -> None:
 @pytest.mark.parametrize("kind", FORMATS, ids=lambda kind: kind.name)
 def test_matrix_split_between_rows(device: Device, kind: Q, capacity: int) -> None:
     data, values = random_tensor(np.random.default_rng(6), kind, (67, 256))
-    weight = stack_upload(limited(device, data.size // 3), "w", kind, (67, 256), data)
+    weight = stack_upload(limited(device, codebook(kind).size + data.size // 3), "w", kind, (67, 256), data)
     assert len(weight.shards) >= 3
     product(device, weight, values[None], capacity)
 
@@ -138,7 +141,8 @@ def test_matrix_split_between_rows(device: Device, kind: Q, capacity: int) -> No
 @pytest.mark.parametrize("kind", FORMATS, ids=lambda kind: kind.name)
 def test_stack_split_between_matrices(device: Device, kind: Q, capacity: int) -> None:
     data, values = random_tensor(np.random.default_rng(7), kind, (19, 5, 256))
-    weight = stack_upload(limited(device, data.size // 2 + 1), "w", kind, (19, 5, 256), data)
+    limit = codebook(kind).size + data.size // 2 + 1
+    weight = stack_upload(limited(device, limit), "w", kind, (19, 5, 256), data)
     assert [(s.first, s.end) for s in weight.shards] == [(0, 9), (9, 18), (18, 19)]
     product(device, weight, values, capacity)
 
@@ -169,7 +173,9 @@ ROUTINGS = {
 
 
 @pytest.mark.parametrize("routing", ROUTINGS)
-@pytest.mark.parametrize("kind", [Q.Q4_K, Q.Q6_K, Q.F16], ids=lambda kind: kind.name)
+@pytest.mark.parametrize(
+    "kind", [Q.F16, Q.Q5_1, Q.Q4_K, Q.Q6_K, Q.IQ4_XS, Q.MXFP4, Q.IQ1_M, Q.IQ2_XS, Q.TQ1_0], ids=lambda kind: kind.name
+)  # one of every family: plain, with a minimum, with inner scales, with a codebook
 @pytest.mark.parametrize("shared_input", [True, False])
 @pytest.mark.parametrize("split", [False, True])
 def test_routed_experts(device: Device, kind: Q, routing: str, shared_input: bool, split: bool, capacity: int) -> None:
@@ -179,7 +185,7 @@ def test_routed_experts(device: Device, kind: Q, routing: str, shared_input: boo
     experts, used, rows, columns = 11, 3, 21, 256
     n_tokens = capacity if capacity == ONE_TOKEN else CHUNK - 2
     data, values = random_tensor(rng, kind, (experts, rows, columns))
-    owner = limited(device, 8 * data.size // experts) if split else device
+    owner = limited(device, codebook(kind).size + 8 * data.size // experts) if split else device
     weight = stack_upload(owner, "w", kind, values.shape, data)
     assert len(weight.shards) == (2 if split else 1)
     chosen = ROUTINGS[routing](rng, capacity, used, experts)

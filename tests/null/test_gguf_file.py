@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.gguf_file import GGUFFile, dequantize
-from model.quantize import RANDOM_TYPES, random_blocks
+from model.random_blocks import RANDOM_TYPES, random_blocks
 from tests.null.gguf_bytes import header, key, tensor
 from vkbackend.errors import InputError
 

@@ -1,17 +1,14 @@
-"""Encoders against gguf-py's decoders: error rates, exact cases, quality against plain rounding; and random blocks."""
-
-import math
+"""Encoders against gguf-py's decoders: error rates, exact cases, quality against plain rounding."""
 
 import numpy as np
 import pytest
-from gguf import GGML_QUANT_SIZES
 from gguf import GGMLQuantizationType as Q
 from gguf.quants import dequantize, quant_shape_to_byte_shape
 from gguf.quants import quantize as gguf_quantize
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.quantize import RANDOM_TYPES, quantize, random_blocks
+from model.quantize import quantize
 from vkbackend.errors import InputError
 
 
@@ -145,30 +142,3 @@ def test_refusals(values: np.ndarray, kind: Q, text: str) -> None:
     with pytest.raises(InputError) as caught:
         quantize(values, kind)
     assert str(caught.value) == text
-
-
-@pytest.mark.parametrize("kind", RANDOM_TYPES)
-@pytest.mark.parametrize("scale", [1.0, 0.01])
-def test_random_blocks(kind: Q, scale: float) -> None:
-    block, block_bytes = GGML_QUANT_SIZES[kind]
-    n_blocks = 2**19 // block
-    blocks = random_blocks(kind, n_blocks, np.random.default_rng(6), scale)
-    assert blocks.dtype == np.uint8 and blocks.shape == (n_blocks, block_bytes)
-    values = dequantize(blocks.reshape(1, -1), kind)
-    assert np.isfinite(values).all()
-    # 2^19 values: the mean's own deviation is scale/724; Q8_0 centres on -0.5/74 by construction
-    assert abs(values.mean()) < scale * (0.01 if kind is Q.Q8_0 else 6 / math.sqrt(values.size) + 2e-3)
-    # a Q4_K block shares one d (+-25 %), so 2,048 blocks fix the deviation to about 0.4 %; f16 scales add 0.5 %
-    assert values.std() == pytest.approx(scale, rel=0.03)
-    again = random_blocks(kind, n_blocks, np.random.default_rng(6), scale)
-    np.testing.assert_array_equal(blocks, again)
-    assert (random_blocks(kind, n_blocks, np.random.default_rng(7), scale) != blocks).any()
-
-
-def test_random_blocks_of_other_types() -> None:
-    with pytest.raises(InputError) as caught:
-        random_blocks(Q.IQ4_NL, 1, np.random.default_rng(0), 1.0)
-    assert str(caught.value) == (
-        "type IQ4_NL has no random generator, expected one of F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, "
-        "Q5_K, Q6_K; use one of them"
-    )

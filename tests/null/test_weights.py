@@ -11,7 +11,7 @@ import pytest
 from gguf import GGML_QUANT_SIZES
 from gguf import GGMLQuantizationType as Q
 
-from model.codebooks import codebook, grid
+from model.block_formats import codebook, grid
 from model.presets import PRESETS
 from model.scratch import rope_tables
 from model.tensors import SUPPORTED_TYPES

@@ -1,0 +1,14 @@
+// Q4_0 (ggml block_q4_0: f16 d, 16 bytes of nibbles), w = d * (q - 8). Low nibbles are columns 0..15, high ones 16..31.
+// On the device: 4 words a block; from word `scale_base` on all d, packed halves.
+#include "columns_in_order.glsl"
+Unit load_unit(uint g) {
+    Unit r;
+    [[unroll]] for (uint i = 0u; i < 4u; i++) {
+        uint w = word(g * 4u + i) ^ 0x88888888u; // q - 8 in four bits, signed
+        r.q[i] = signed_fields(w, 0, 4);
+        r.q[4u + i] = signed_fields(w, 4, 4);
+    }
+    r.da = packed_half(scale_base, g); r.ma = 0.0;
+    r.db = r.da; r.mb = 0.0;
+    return r;
+}
