@@ -113,6 +113,7 @@ def run(args: argparse.Namespace) -> int:
     settings: dict[str, object] = {"contexts": job.contexts, "paths": [path.name for path in job.paths]}
     if job.model is not None:
         settings |= {name: getattr(args, name) for name in ("decode", "repeats", "questions", "seed", "chunk")}
+        settings |= {f"override {key}": value for found in args.override_kv for key, value in found.items()}
     record = Record(
         command="latentvk " + " ".join(sys.argv[1:]),
         date=date,
@@ -144,6 +145,8 @@ def plan_job(args: argparse.Namespace) -> Job:
     plain = args.model is None and args.predict is None and args.preset is None
     preset = args.preset or (DEFAULT_PRESET if plain else None)
     runs = args.model is not None or args.preset is None
+    if args.override_kv and not runs:
+        raise InputError(options.NO_KEYS_TO_OVERRIDE)
     contexts = args.contexts or options.positive_ints(DEFAULT_CONTEXTS if runs else PRESET_CONTEXTS)
     if runs and contexts[0] <= args.decode:
         raise InputError(

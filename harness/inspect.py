@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from harness import options
+from harness.running import open_gguf
 from harness.units import bytes_text
 from model.config import ModelConfig, expected_tensors, require_supported
 from model.gguf_file import GGUFFile
@@ -83,11 +84,13 @@ def _subject(args: argparse.Namespace) -> Subject:
             raise InputError(
                 f"MODEL {args.model!r} and --preset {args.preset!r} are both given, expected one; drop one"
             )
+        if args.override_kv:
+            raise InputError(options.NO_KEYS_TO_OVERRIDE)
         config, mix = get_preset(args.preset), args.mix or DEFAULT_MIX
         return Subject(config, mix_types(config, mix), f"preset {args.preset}", mix, _unsupported(config, None))
     if args.mix is not None:
         raise InputError("--mix is given without --preset, expected both: a file has its own types; leave --mix out")
-    gguf = GGUFFile.open(options.model_path(args))
+    gguf = open_gguf(args)
     config = ModelConfig.from_gguf(gguf)
     types = {name: gguf.tensors[name].type for name in expected_tensors(config)}
     return Subject(config, types, str(gguf.path), None, _unsupported(config, gguf))

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from harness.atomic import require_writable, write_text
+from harness.overrides import overrides
 from vkbackend.errors import InputError
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+NO_KEYS_TO_OVERRIDE = "--override-kv is given with --preset, expected a MODEL: a shape has no keys; leave one out"
 _SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*")
 
 
@@ -32,7 +34,16 @@ def model_path(args: argparse.Namespace) -> Path:
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
+    """MODEL, and what may be put right in it; ``harness.running.open_gguf`` opens what these ask for."""
     parser.add_argument("model", metavar="MODEL", nargs="?", help="a GGUF file (left out: the embedded model)")
+    parser.add_argument(
+        "--override-kv",
+        type=overrides,
+        action="append",
+        default=[],
+        metavar="KEY=TYPE:VALUE",
+        help="take a metadata key of the file as this; TYPE is int, float, bool or str; may be repeated",
+    )
 
 
 def add_path(parser: argparse.ArgumentParser) -> None:

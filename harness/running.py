@@ -2,9 +2,12 @@
 
 import argparse
 import sys
-from typing import TYPE_CHECKING
+from collections import ChainMap
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, cast
 
 from harness import options
+from vkbackend.errors import quoted, shown
 
 if TYPE_CHECKING:
     from model.config import ModelConfig
@@ -14,12 +17,23 @@ if TYPE_CHECKING:
     from vkbackend.device import Device
 
 
-def open_file(args: argparse.Namespace) -> "tuple[GGUFFile, ModelConfig]":
-    """The MODEL argument's file and config. Raises InputError for a file that the forward pass cannot run."""
-    from model.config import ModelConfig, require_supported
+def open_gguf(args: argparse.Namespace) -> "GGUFFile":
+    """The MODEL argument's file with the keys that --override-kv sets, each told on standard error."""
     from model.gguf_file import GGUFFile
 
     gguf = GGUFFile.open(options.model_path(args))
+    changes = {key: value for found in args.override_kv for key, value in found.items()}
+    for key, value in changes.items():
+        before = f"in place of {quoted(gguf.kv[key])}" if key in gguf.kv else "which the file does not set"
+        print(f"latentvk: note: {shown(key)} is taken as {quoted(value)}, {before}", file=sys.stderr)
+    return replace(gguf, kv=ChainMap(changes, cast("dict[str, Any]", gguf.kv))) if changes else gguf
+
+
+def open_file(args: argparse.Namespace) -> "tuple[GGUFFile, ModelConfig]":
+    """The MODEL argument's file and config. Raises InputError for a file that the forward pass cannot run."""
+    from model.config import ModelConfig, require_supported
+
+    gguf = open_gguf(args)
     config = ModelConfig.from_gguf(gguf)
     require_supported(config, gguf)
     return gguf, config

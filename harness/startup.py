@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import options
+from harness.overrides import spelt
 from vkbackend.errors import LatentvkError
 
 _TOKEN = 1
@@ -26,6 +27,7 @@ def measure_startup(args: argparse.Namespace, model: Path) -> int:
     command += ["--device", args.device] if args.device else []
     command += ["--memory-fraction", str(args.memory_fraction)] if args.memory_fraction else []
     command += ["--started", repr(time.clock_gettime(time.CLOCK_MONOTONIC)), str(model)]
+    command += [f"--override-kv={spelt(found)}" for found in args.override_kv]
     # The child says itself, on standard error, what went wrong.
     child = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     if child.returncode:
@@ -55,7 +57,7 @@ def main() -> int:
     parser.add_argument("--device")
     options.add_memory(parser)
     parser.add_argument("--started", type=float, required=True)
-    parser.add_argument("model")
+    options.add_model(parser)
     args = parser.parse_args()
     args.chunk = None
     try:

@@ -43,13 +43,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from model.gguf_file import GGUFFile
+    from harness.running import open_gguf
     from model.tokenizer import Tokenizer
 
     if not args.texts:
         raise InputError("no text was given, expected at least one; give it with -p or --file")
     texts = [read_text(kind, value) for kind, value in args.texts]
-    tokenizer = Tokenizer.from_gguf(GGUFFile.open(options.model_path(args)))
+    tokenizer = Tokenizer.from_gguf(open_gguf(args))
     lists = []
     for text in texts:
         warn_left_out(tokenizer, text)
