@@ -1,17 +1,15 @@
-"""`latentvk generate`: continue a text, streamed; greedy choice stays on the device and repeats bit for bit."""
+"""`latentvk generate`: continue a text or answer a message, streamed; untouched greedy choice stays on the device."""
 
 import argparse
 import sys
-from collections.abc import Iterator
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from harness import options
-from vkbackend.errors import DeviceLostError, InputError
+from harness import options, prompts
+from vkbackend.errors import DeviceLostError
 
 if TYPE_CHECKING:
-    from model.engine import Session
-    from model.sampling import Sampler
+    from model.sampling import SamplingParams
 
 HELP = "continue a text or answer a message, streamed"
 EXAMPLE = 'latentvk generate -p "The history of" -n 48 --temp 0'
@@ -19,58 +17,99 @@ EXAMPLE = 'latentvk generate -p "The history of" -n 48 --temp 0'
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_model(parser)
+    prompts.add_arguments(parser)
     add = parser.add_argument
-    add("-p", "--prompt", required=True, metavar="TEXT", help="the text to continue ('-': read standard input)")
     add("-n", "--tokens", type=options.positive_int, default=128, metavar="N", help="at most this many (default 128)")
-    add("--chat", action="store_true", help="put the text into the model's chat template as a user's message")
-    add("--temp", type=float, default=0.0, metavar="T", help="0 (default): always the likeliest token, repeatable")
-    add("--top-k", type=options.non_negative_int, default=0, metavar="K", help="keep the K likeliest (default 0: all)")
-    add("--top-p", type=float, default=1.0, metavar="P", help="keep the best that reach P together (default 1: all)")
-    add("--min-p", type=float, default=0.0, metavar="P", help="keep those with P of the best's probability (default 0)")
-    add("--seed", type=options.non_negative_int, metavar="N", help="repeat a sampled text (default: a fresh one)")
+    add(
+        "--stop",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="end before this text, or at the control token of this name; may be repeated",
+    )
+    add("--ignore-eos", action="store_true", help="never choose a token that ends the text")
+    _add_sampling(parser)
     options.add_path(parser)
     options.add_chunk(parser)
     options.add_memory(parser)
 
 
+def _add_sampling(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("choosing the next token, in the order in which these act")
+    add = group.add_argument
+    add(
+        "--logit-bias",
+        action="append",
+        default=[],
+        type=_logit_bias,
+        metavar="TOKEN(+|-)BIAS",
+        help="make a token id likelier (5+1.5) or less likely (5-1), or forbid it (5-inf); may be repeated",
+    )
+    add(
+        "--repeat-penalty", type=float, default=1.0, metavar="R", help="divide repeated tokens' logits (default 1: not)"
+    )
+    add("--presence-penalty", type=float, default=0.0, metavar="P", help="lower repeated tokens' logits (default 0)")
+    add("--frequency-penalty", type=float, default=0.0, metavar="P", help="lower them for each repetition (default 0)")
+    add(
+        "--repeat-last-n",
+        type=int,
+        default=64,
+        metavar="N",
+        help="tokens that count as repeated, the prompt's included (default 64; 0: none, -1: all)",
+    )
+    add("--top-k", type=options.non_negative_int, default=0, metavar="K", help="keep the K likeliest (default 0: all)")
+    add("--top-p", type=float, default=1.0, metavar="P", help="keep the best that reach P together (default 1: all)")
+    add("--min-p", type=float, default=0.0, metavar="P", help="keep those with P of the best's probability (default 0)")
+    add("--temp", type=float, default=0.0, metavar="T", help="0 (default): always the likeliest token, repeatable")
+    add("--seed", type=options.non_negative_int, metavar="N", help="repeat a sampled text (default: a fresh one)")
+
+
 def run(args: argparse.Namespace) -> int:
     from harness.running import load_model, open_file, open_session, warn_beyond_training
+    from model.generate import StopStrings, continuation
     from model.layout import get_path
-    from model.sampling import Sampler, SamplingParams
+    from model.sampling import Sampler
     from model.tokenizer import Tokenizer
     from vkbackend.device import open_device
 
     path = get_path(args.path)
-    params = SamplingParams(args.temp, args.top_k, args.top_p, args.min_p, args.seed)
+    stops = StopStrings(args.stop)
+    _sampling(args)  # what is wrong with it is said before the file is read
     gguf, config = open_file(args)
     tokenizer = Tokenizer.from_gguf(gguf)
-    prompt = prompt_tokens(tokenizer, args)
+    params = _sampling(args, tokenizer.eog if args.ignore_eos else ())
+    sampler = None if params.on_device else Sampler(params, config.n_tokens)
+    ends = tokenizer.eog | {token for stop in args.stop if (token := tokenizer.control_token(stop)) is not None}
+    prompt = prompts.prompt_tokens(tokenizer, args)
     n_ctx = len(prompt) + args.tokens
     warn_beyond_training(config, n_ctx)
     device = open_device(args.device, memory_fraction=args.memory_fraction)
     session = open_session(load_model(gguf, device, path, n_ctx, args.chunk), path, n_ctx, args.chunk)
-    lost = None
+    lost, finish = None, "length"
     decoder = tokenizer.stream()
     show = _silent if options.json_to_stdout(args) else _write
     tokens, times, text = [], [], ""
     try:
-        sampler = None if params.temperature == 0 else Sampler(params)
         started = perf_counter()
         for token in continuation(session, prompt, sampler):
             times.append(perf_counter() - started)
-            if token in tokenizer.eog:
+            if token in ends:
+                finish = "end"
                 break
             tokens.append(token)
-            piece = decoder.add(token)
+            piece = stops.add(decoder.add(token))
             show(piece)
             text += piece
+            if stops.found:
+                finish = "stop"
+                break
             if len(tokens) == args.tokens:
                 break
     except DeviceLostError as error:
         lost = error
     finally:
         session.close()
-    piece = decoder.finish()
+    piece = stops.add(decoder.finish()) + stops.finish()
     show(piece + "\n")
     timing = _timing(len(prompt), times) if times else None
     if timing is not None:
@@ -82,6 +121,7 @@ def run(args: argparse.Namespace) -> int:
             "prompt_tokens": prompt,
             "tokens": tokens,
             "text": text + piece,
+            "finish": "lost" if lost is not None else finish,
             "timing": timing,
             "incomplete": "" if lost is None else str(lost),
         },
@@ -91,31 +131,39 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def prompt_tokens(tokenizer: Any, args: argparse.Namespace) -> list[int]:
-    """The prompt's token ids. Raises InputError for an empty prompt, or --chat on a file without a template."""
-    text = sys.stdin.read() if args.prompt == "-" else args.prompt
-    if args.chat:
-        text = tokenizer.apply_chat_template([{"role": "user", "content": text}])
-    tokens: list[int] = tokenizer.encode(text)
-    if not tokens:
-        raise InputError("the prompt is empty, expected at least one token; give some text with -p")
-    return tokens
+def _sampling(args: argparse.Namespace, forbidden: Any = ()) -> "SamplingParams":
+    """The options' values. Raises InputError for one that is out of range."""
+    from model.sampling import SamplingParams
+
+    bias: dict[int, float] = {}
+    for token, value in args.logit_bias:
+        bias[token] = bias.get(token, 0.0) + value
+    bias |= dict.fromkeys(sorted(forbidden), float("-inf"))
+    return SamplingParams(
+        args.temp,
+        args.top_k,
+        args.top_p,
+        args.min_p,
+        args.seed,
+        args.repeat_penalty,
+        args.repeat_last_n,
+        args.presence_penalty,
+        args.frequency_penalty,
+        bias,
+    )
 
 
-def continuation(session: "Session", prompt: list[int], sampler: "Sampler | None") -> Iterator[int]:
-    """Tokens after the prompt, without end. Without a sampler the device chooses, and logits never leave it."""
-    if sampler is None:
-        if len(prompt) > 1:
-            session.prompt(prompt[:-1], "none")
-        token = prompt[-1]
-        while True:
-            token = session.decode(token)
-            yield token
-    session.prompt(prompt, "last")
-    while True:
-        token = sampler(session.last_logits())
-        yield token
-        session.decode(token)
+def _logit_bias(text: str) -> tuple[int, float]:
+    """'15+1.5' -> (15, 1.5), '15-inf' -> (15, -inf)."""
+    cut = next((i for i, c in enumerate(text) if c in "+-"), 0)
+    try:
+        if not (text[:cut].isascii() and text[:cut].isdigit()):
+            raise ValueError
+        return int(text[:cut]), float(text[cut:])
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"found '{text}', expected a token id, + or -, and a number, as in 15+1.5 or 15-inf"
+        ) from None
 
 
 def _timing(n_prompt: int, times: list[float]) -> dict[str, Any]:

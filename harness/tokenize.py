@@ -2,15 +2,10 @@
 
 import argparse
 import json
-import sys
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 from harness import options
+from harness.prompts import read_text, warn_left_out
 from vkbackend.errors import InputError
-
-if TYPE_CHECKING:
-    from model.tokenizer import Tokenizer
 
 HELP = "print the token ids of texts, as llama.cpp would have them"
 EXAMPLE = 'latentvk tokenize -p "The history of" -p "the Lord"'
@@ -66,34 +61,3 @@ def run(args: argparse.Namespace) -> int:
             print(json.dumps(tokens))
     options.emit_json(args, lists)
     return 0
-
-
-def read_text(kind: str, value: str) -> str:
-    """The text of one -p or --file. Raises InputError for a file that cannot be read or is no UTF-8."""
-    if value != "-" and kind == "-p":
-        return value
-    where = "standard input" if value == "-" else value
-    try:
-        data = sys.stdin.buffer.read() if value == "-" else Path(value).read_bytes()
-    except OSError as error:
-        raise InputError(
-            f"{where}: cannot be read ({error.strerror or error}), expected a file of UTF-8 text; check the path"
-        ) from None
-    try:
-        return data.decode()
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{where}: byte 0x{data[error.start]:02x} at offset {error.start} is no UTF-8, expected UTF-8 text; "
-            "convert the file"
-        ) from None
-
-
-def warn_left_out(tokenizer: "Tokenizer", text: str) -> None:
-    """Say on standard error which bytes of a text have no token: they are left out, as llama.cpp leaves them out."""
-    missing = sorted(tokenizer.left_out(text))
-    if missing:
-        shown = ", ".join(f"0x{byte:02x}" for byte in missing)
-        print(
-            f"latentvk: warning: {tokenizer.where} has no token for {shown}: what the text has of them is left out",
-            file=sys.stderr,
-        )

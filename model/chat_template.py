@@ -1,9 +1,13 @@
 """Chat templates as models ship them: Jinja, run where it can neither write nor reach the machine."""
 
+import json
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any, NoReturn
 
 import jinja2
+from jinja2.ext import Extension
+from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from vkbackend.errors import InputError
@@ -17,20 +21,49 @@ def _raise_exception(message: object) -> NoReturn:
     raise _Refusal(str(message))
 
 
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """JSON as it is: Jinja's own filter would spell <, > and & as escapes for HTML."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _now(pattern: str) -> str:
+    return datetime.now().strftime(pattern)
+
+
+class _Generation(Extension):
+    """``{% generation %}`` marks a model's own words for training; here its body is just text."""
+
+    tags = {"generation"}  # noqa: RUF012 (Jinja's own declaration)
+
+    def parse(self, parser: Parser) -> jinja2.nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return jinja2.nodes.Scope(body, lineno=line)
+
+
 def render(template: str, messages: Sequence[Mapping[str, Any]], where: str, **variables: Any) -> str:
     """The prompt text of ``messages``; ``where`` names the template's origin in errors.
 
-    Environment as in Hugging Face's ``apply_chat_template``: blocks trimmed, loop controls, ``raise_exception``,
-    ``tojson`` that keeps non-ASCII text. Raises InputError when the template is no Jinja, refuses the messages, or
-    fails on them.
+    Environment as in Hugging Face's ``apply_chat_template`` (transformers 5, utils/chat_template_utils.py): blocks
+    trimmed, loop controls, ``raise_exception``, ``strftime_now``, ``tojson`` without escapes, ``tools`` and
+    ``documents`` none unless given. Raises InputError when the template is no Jinja, refuses the messages, or fails on
+    them.
     """
     environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _Generation]
     )
-    environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "sort_keys": False}
+    environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _raise_exception
+    environment.globals["strftime_now"] = _now
     try:
-        return environment.from_string(template).render(messages=list(messages), **variables)
+        given = {"tools": None, "documents": None, **variables}
+        return environment.from_string(template).render(messages=list(messages), **given)
     except _Refusal as refusal:
         raise InputError(
             f"{where}: the chat template refuses the messages: {_line(refusal)}; change the messages"

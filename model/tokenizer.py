@@ -127,37 +127,50 @@ class Tokenizer:
         """A decoder for tokens that arrive one by one; ``begins`` where they are a text from its beginning on."""
         return StreamDecoder(self, skip_control, begins and self._space_prefix)
 
+    def control_token(self, text: str) -> int | None:
+        """The id of the control token that is spelt ``text``, None where that is no control token."""
+        token = self._vocabulary.ids.get(text)
+        return token if token is not None and self._vocabulary.kinds[token] & Kind.CONTROL else None
+
     def is_special(self, token: int) -> bool:
         """Whether ``token`` is cut out of the text as a whole: control, unknown and user-defined tokens."""
         return bool(self._vocabulary.kinds[token] & MARKED)
 
-    @property
-    def chat_template(self) -> str | None:
-        """The file's Jinja source, or None."""
-        return self._kv.get("tokenizer.chat_template")
+    def chat_template(self, name: str = "") -> str | None:
+        """The file's Jinja source, or None; ``name`` asks for one of several, as "tool_use"."""
+        key = f"tokenizer.chat_template{'.' if name else ''}{name}"
+        found = self._kv.get(key)
+        if not isinstance(found, str | None):
+            raise InputError(f"{self.where}: key {key} is no text, expected a Jinja template; convert the model again")
+        return found
 
     def apply_chat_template(
         self,
         messages: Sequence[Mapping[str, Any]],
         add_generation_prompt: bool = True,
+        template: str | None = None,
         **variables: Any,
     ) -> str:
         """The prompt text of a conversation; encode it with ``parse_special=True``.
 
-        ``variables`` go to the template as they are (``tools``, ``enable_thinking``, ...). Raises InputError when the
-        file has no template or the template refuses the messages.
+        ``template`` replaces the file's; of the file's own, the one for tools is taken where there are ``tools``.
+        ``variables`` go to the template as they are (``tools``, ``enable_thinking``, ...). Raises InputError when there
+        is no template or it refuses the messages.
         """
-        if self.chat_template is None:
+        if template is None and variables.get("tools"):
+            template = self.chat_template("tool_use")
+        template = self.chat_template() if template is None else template
+        if template is None:
             raise InputError(
                 f"{self.where}: key tokenizer.chat_template is missing, expected a template; "
-                "generate from plain text instead"
+                "generate from plain text instead, or give one with --chat-template"
             )
         named = {
             "bos_token": "" if self.bos is None else self.tokens[self.bos],
             "eos_token": "" if self.eos is None else self.tokens[self.eos],
             "add_generation_prompt": add_generation_prompt,
         }
-        return render(self.chat_template, messages, self.where, **(named | variables))
+        return render(template, messages, self.where, **(named | variables))
 
     def _parts(self, text: str, parse_special: bool) -> list[str | int]:
         """``text`` with the special tokens in it as ids: each is looked for in what the longer ones left."""

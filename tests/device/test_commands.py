@@ -4,6 +4,7 @@ import io
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -116,6 +117,43 @@ def test_sampled_text_repeats_by_its_seed(capsys: Captured) -> None:
     assert texts[0] == texts[1] != texts[2]
 
 
+def test_a_choice_that_changes_nothing_is_the_devices(capsys: Captured) -> None:
+    """The host's greedy choice, forced by a bias of nothing, is the one made on the device."""
+    assert generated(capsys, "--logit-bias", "3+0")["tokens"] == generated(capsys)["tokens"]
+
+
+def test_bias_and_penalties_hold_for_the_greedy_choice(capsys: Captured) -> None:
+    tokens = generated(capsys, "-n", "40")["tokens"]
+    assert isinstance(tokens, list) and len(set(tokens)) < len(tokens)
+    forbidden = generated(capsys, "--logit-bias", f"{tokens[0]}-inf", "-n", "40")["tokens"]
+    assert isinstance(forbidden, list) and tokens[0] not in forbidden
+    apart = generated(capsys, "--presence-penalty", "1000", "--repeat-last-n", "-1", "-n", "40")["tokens"]
+    assert isinstance(apart, list) and len(set(apart)) == len(apart)
+
+
+def test_stop_texts_end_the_text_before_them(capsys: Captured) -> None:
+    whole = generated(capsys, "-n", "40")
+    text = whole["text"]
+    assert isinstance(text, str) and whole["finish"] == "length"
+    stop = text[20:24]
+    found = generated(capsys, "-n", "40", "--stop", stop, "--stop", "no such text")
+    assert found["finish"] == "stop" and found["text"] == text[: text.find(stop)]
+    assert main(["generate", "-p", "The history of", "-n", "40", "--stop", stop]) == 0
+    assert capsys.readouterr().out == f"{found['text']}\n"
+
+
+def test_an_end_token_ends_the_text_unless_it_is_ignored(capsys: Captured) -> None:
+    tokenizer = Tokenizer.from_gguf(GGUFFile.open(embedded_model_path()))
+    end = tokenizer.eos
+    assert generated(capsys, "--logit-bias", f"{end}+1000")["finish"] == "end"
+    assert generated(capsys, "--logit-bias", f"{end}+1000")["tokens"] == []
+    ignored = generated(capsys, "--logit-bias", f"{end}+1000", "--ignore-eos")
+    assert ignored["finish"] == "length" and ignored["tokens"] == generated(capsys)["tokens"]
+    user = tokenizer.control_token("<|user|>")
+    assert user is not None and user not in tokenizer.eog
+    assert generated(capsys, "--logit-bias", f"{user}+1000", "--stop", "<|user|>")["finish"] == "end"
+
+
 def test_streamed_text_is_the_text(capsys: Captured) -> None:
     expected = generated(capsys)["text"]
     assert main(["generate", "-p", "The history of", "-n", "9"]) == 0
@@ -123,7 +161,7 @@ def test_streamed_text_is_the_text(capsys: Captured) -> None:
 
 
 def test_prompt_from_standard_input_and_chat(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "stdin", io.StringIO("Hello"))
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(b"Hello")))
     assert main(["generate", "-p", "-", "--chat", "-n", "2", "--json", "-"]) == 0
     found = json.loads(capsys.readouterr().out)
     tokenizer = Tokenizer.from_gguf(GGUFFile.open(embedded_model_path()))

@@ -28,7 +28,8 @@ def test_chat_template_variables_json_and_loop_controls() -> None:
         (
             None,
             [],
-            "m.gguf: key tokenizer.chat_template is missing, expected a template; generate from plain text instead",
+            "m.gguf: key tokenizer.chat_template is missing, expected a template; generate from plain text instead, "
+            "or give one with --chat-template",
         ),
         (
             TEMPLATE,
@@ -68,3 +69,32 @@ def test_chat_template_refusals(template: str | None, messages: list[dict[str, s
     with pytest.raises(InputError) as error:
         make(chat_template=template).apply_chat_template(messages)
     assert str(error.value) == message
+
+
+def test_json_is_not_escaped_for_html() -> None:
+    tokenizer = make(chat_template="{{ messages | tojson }}|{{ tools | tojson(indent=1) }}")
+    text = tokenizer.apply_chat_template([{"content": "<a> & 'b'"}], tools=[{"name": "f"}])
+    assert text == '[{"content": "<a> & \'b\'"}]|[\n {\n  "name": "f"\n }\n]'
+
+
+def test_what_templates_expect_of_their_surroundings() -> None:
+    template = (
+        "{% generation %}{% set inner = 1 %}{{ messages[0].content }}{% endgeneration %}"
+        "{{ tools is none }}{{ documents is none }}{{ inner is defined }}{{ strftime_now('%Y') | length }}"
+    )
+    assert make(chat_template=template).apply_chat_template([{"content": "x"}]) == "xTrueTrueFalse4"
+
+
+def test_a_template_of_its_own_for_tools_and_one_given() -> None:
+    tokenizer = make(chat_template="plain", **{"chat_template.tool_use": "tools"})
+    assert tokenizer.apply_chat_template([]) == "plain"
+    assert tokenizer.apply_chat_template([], tools=[{"name": "f"}]) == "tools"
+    assert tokenizer.apply_chat_template([], tools=[{"name": "f"}], template="given") == "given"
+
+
+def test_a_template_that_is_no_text() -> None:
+    with pytest.raises(InputError) as error:
+        make(chat_template=[1]).apply_chat_template([])
+    assert str(error.value) == (
+        "m.gguf: key tokenizer.chat_template is no text, expected a Jinja template; convert the model again"
+    )

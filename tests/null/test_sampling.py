@@ -1,11 +1,13 @@
 """Host sampling: each filter against its definition, determinism, refusals."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.sampling import Sampler, SamplingParams, distribution
+from model.sampling import Sampler, SamplingParams, adjusted, distribution
 from vkbackend.errors import DeviceError, InputError
 
 LOGITS = np.log(np.array([0.1, 0.4, 0.05, 0.25, 0.2]))
@@ -85,13 +87,90 @@ def test_always_a_distribution_that_holds_the_best(
     assert np.count_nonzero(p) <= (top_k or len(logits))
 
 
-def test_draws_follow_the_distribution() -> None:
-    sampler = Sampler(SamplingParams(temperature=1.0, seed=3))
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"temperature": 1.0},
+        {"temperature": 0.5},
+        {"temperature": 2.0, "top_k": 3},
+        {"temperature": 1.5, "top_p": 0.8},
+        {"temperature": 1.0, "min_p": 0.3, "logit_bias": {0: 2.0, 3: -np.inf}},
+        {"temperature": 0.8, "repeat_penalty": 1.5, "presence_penalty": 0.3, "frequency_penalty": 0.2},
+    ],
+)
+def test_draws_follow_the_distribution(params: dict[str, Any]) -> None:
+    given = SamplingParams(**params, seed=11)
+    sampler = Sampler(given)
+    sampler.accept([1, 1, 4])
+    p = distribution(adjusted(LOGITS, given, {1: 2, 4: 1}), given)
     n = 20_000
-    share = np.bincount([sampler(LOGITS) for _ in range(n)], minlength=5) / n
-    # Five standard deviations of a share of n draws.
-    p = np.exp(LOGITS)
-    assert np.all(np.abs(share - p) < 5 * np.sqrt(p * (1 - p) / n))
+    found = np.bincount([sampler(LOGITS) for _ in range(n)], minlength=5)
+    possible = p > 0
+    assert not found[~possible].any()
+    chi_square = float(((found - n * p)[possible] ** 2 / (n * p[possible])).sum())
+    # The 99.9 % points of chi-square with 1, 2, 3 and 4 degrees of freedom: the seed is fixed, so it passes or it does
+    # not.
+    assert chi_square < [10.83, 13.82, 16.27, 18.47][np.count_nonzero(possible) - 2]
+
+
+def test_penalties_by_hand() -> None:
+    logits = np.array([2.0, -1.0, 0.5, 3.0])
+    params = SamplingParams(repeat_penalty=2.0, presence_penalty=0.25, frequency_penalty=0.1)
+    # 2 / 2 - 0.1 - 0.25; -1 * 2 - 0.3 - 0.25
+    assert adjusted(logits, params, {0: 1, 1: 3}).tolist() == pytest.approx([0.65, -2.55, 0.5, 3.0])
+    assert adjusted(logits, SamplingParams(), {0: 1}).tolist() == logits.tolist()
+
+
+def test_bias_acts_before_the_penalties() -> None:
+    params = SamplingParams(repeat_penalty=2.0, logit_bias={0: 3.0})
+    assert adjusted(np.array([-1.0, 0.0]), params, {0: 1}).tolist() == [1.0, 0.0]
+
+
+def test_ids_without_a_token_are_never_chosen() -> None:
+    logits = np.array([0.0, 1.0, 9.0, 8.0])
+    assert Sampler(SamplingParams(), 2)(logits) == 1
+    sampler = Sampler(SamplingParams(temperature=5.0, seed=1), 2)
+    assert {sampler(logits) for _ in range(100)} == {0, 1}
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    tokens=st.lists(st.integers(0, 6), max_size=40),
+    window=st.integers(-1, 12),
+    penalty=st.floats(0.5, 3),
+    presence=st.floats(-2, 2),
+    frequency=st.floats(-2, 2),
+)
+def test_the_window_counts_the_last_tokens(
+    tokens: list[int], window: int, penalty: float, presence: float, frequency: float
+) -> None:
+    params = SamplingParams(
+        repeat_penalty=penalty, repeat_last_n=window, presence_penalty=presence, frequency_penalty=frequency
+    )
+    sampler = Sampler(params)
+    for token in tokens:
+        sampler.accept([token])
+    recent = tokens if window < 0 else tokens[len(tokens) - min(window, len(tokens)) :]
+    logits = np.linspace(-2, 3, 7)
+    expected = [
+        (x / penalty if x > 0 else x * penalty) - presence - frequency * recent.count(i) if i in recent else x
+        for i, x in enumerate(logits)
+    ]
+    assert sampler(logits) == int(np.argmax(expected))
+
+
+def test_greedy_leaves_the_device_only_where_something_touches_the_logits() -> None:
+    assert SamplingParams().on_device
+    assert SamplingParams(top_k=3, top_p=0.5, min_p=0.1, seed=4).on_device, "filters keep the best"
+    assert SamplingParams(repeat_penalty=1.5, repeat_last_n=0).on_device
+    for touching in (
+        {"temperature": 0.1},
+        {"repeat_penalty": 1.1},
+        {"presence_penalty": 0.1},
+        {"frequency_penalty": -0.1},
+        {"logit_bias": {3: 1.0}},
+    ):
+        assert not SamplingParams(**touching).on_device, touching  # type: ignore[arg-type]
 
 
 def test_a_seed_repeats_and_draws_differ_within_it() -> None:
@@ -113,6 +192,11 @@ def test_a_seed_repeats_and_draws_differ_within_it() -> None:
         ({"top_p": 1.5}, "top-p is 1.5: give a probability above 0 and up to 1 (1 keeps all)"),
         ({"min_p": -0.5}, "min-p is -0.5: give a share of the best token's probability, 0 (keeps all) to 1"),
         ({"seed": -3}, "seed is -3: give a whole number of 0 or more"),
+        ({"repeat_penalty": 0.0}, "repeat penalty is 0.0: give a number above 0 (1 changes nothing)"),
+        ({"repeat_last_n": -2}, "repeat last n is -2: give a number of tokens, 0 for none, -1 for all"),
+        ({"presence_penalty": np.inf}, "presence penalty is inf: give a number (0 changes nothing)"),
+        ({"frequency_penalty": np.nan}, "frequency penalty is nan: give a number (0 changes nothing)"),
+        ({"logit_bias": {7: np.inf}}, "logit bias of token 7 is inf: give a number, or -inf to forbid the token"),
     ],
 )
 def test_refused_values(params: dict[str, float], message: str) -> None:
@@ -130,6 +214,12 @@ def test_broken_logits_are_the_devices_fault(value: float, shown: str, temperatu
         f"logit of token 1 is {shown}, expected a finite number: the device's results are unusable; "
         "check the file's hash, or choose another --device"
     )
+
+
+def test_a_bias_for_no_token_is_refused() -> None:
+    with pytest.raises(InputError) as error:
+        Sampler(SamplingParams(logit_bias={5: 1.0}), 5)
+    assert str(error.value) == "logit bias of token 5: the vocabulary has no such token; give ids from 0 to 4"
 
 
 def test_all_masked_is_refused() -> None:
