@@ -10,7 +10,7 @@ from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from vkbackend.errors import InputError
+from vkbackend.errors import InputError, shown
 
 
 class _Refusal(Exception):
@@ -81,4 +81,4 @@ def render(template: str, messages: Sequence[Mapping[str, Any]], where: str, **v
 
 
 def _line(error: Exception) -> str:
-    return " ".join(str(error).split()).rstrip(".")
+    return shown(" ".join(str(error).split()).rstrip("."))

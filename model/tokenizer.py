@@ -14,7 +14,7 @@ from model.gguf_file import GGUFFile
 from model.pretokenizers import PRETOKENIZERS, PreTokenizer
 from model.sentence_pieces import SentencePieces
 from model.vocabulary import BPE_MODELS, HIDDEN, MARKED, SPM_MODEL, WITHOUT_TEXT, Keys, Kind, read_vocabulary
-from vkbackend.errors import InputError
+from vkbackend.errors import InputError, quoted
 
 _BPE_DEFAULT_EOS = 11  # llama.cpp's, where the file names none; Falcon's
 _SPM_DEFAULTS = (1, 2)  # bos, eos
@@ -49,8 +49,8 @@ class Tokenizer:
             self._space_prefix = keys.flag("add_space_prefix", True)
         else:
             raise InputError(
-                f"{where}: key tokenizer.ggml.model is {kind!r}, expected one of {', '.join(BPE_MODELS)} (byte-pair "
-                f"encoding) and {SPM_MODEL} (SentencePiece with scores); {WITHOUT_TEXT}"
+                f"{where}: key tokenizer.ggml.model is {quoted(kind)}, expected one of {', '.join(BPE_MODELS)} "
+                f"(byte-pair encoding) and {SPM_MODEL} (SentencePiece with scores); {WITHOUT_TEXT}"
             )
         self.tokens = self._vocabulary.tokens
         self.bos = self._vocabulary.bos
@@ -225,7 +225,9 @@ def _pre_tokenizer(keys: Keys, kind: str) -> PreTokenizer:
     name = "gemma4" if kind == "gemma4" else keys.kv.get("tokenizer.ggml.pre") or "default"
     if name not in PRETOKENIZERS:
         known = ", ".join(sorted(PRETOKENIZERS))
-        raise InputError(f"{keys.where}: key tokenizer.ggml.pre is {name!r}, expected one of {known}; {WITHOUT_TEXT}")
+        raise InputError(
+            f"{keys.where}: key tokenizer.ggml.pre is {quoted(name)}, expected one of {known}; {WITHOUT_TEXT}"
+        )
     return PRETOKENIZERS[name]
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import IntFlag
 from typing import Any
 
-from vkbackend.errors import InputError
+from vkbackend.errors import InputError, quoted
 
 # What a file whose text cannot be read is good for all the same.
 WITHOUT_TEXT = "use another GGUF, or `latentvk logits` and `bench`, which take token ids"
@@ -108,7 +108,9 @@ class Keys:
         key = f"tokenizer.ggml.{name}"
         value = self.kv.get(key, absent)
         if not isinstance(value, bool):
-            raise InputError(f"{self.where}: key {key} is {value!r}, expected true or false; convert the model again")
+            raise InputError(
+                f"{self.where}: key {key} is {quoted(value)}, expected true or false; convert the model again"
+            )
         return value
 
     def strings(self, name: str) -> list[str]:
@@ -120,10 +122,13 @@ class Keys:
         return values
 
     def numbers(self, name: str, count: int, absent: float) -> list[Any]:
-        """One number for each token."""
+        """One number for each token, whole ones if ``absent`` is."""
         key = f"tokenizer.ggml.{name}"
         values = self.kv.get(key, [absent] * count)
-        if not isinstance(values, list) or not all(isinstance(value, (int, float)) for value in values[:1]):
+        allowed = int if isinstance(absent, int) else (int, float)
+        if not isinstance(values, list) or not isinstance(
+            [*values[:1], absent][0], allowed
+        ):  # a GGUF array has one type
             raise InputError(f"{self.where}: key {key} is no list of numbers, expected one; convert the model again")
         if len(values) != count:
             raise InputError(
@@ -139,7 +144,8 @@ class Keys:
         value = self.kv[key]
         if not isinstance(value, int) or not 0 <= value < count:
             raise InputError(
-                f"{self.where}: key {key} is {value!r}, expected an id from 0 to {count - 1}; convert the model again"
+                f"{self.where}: key {key} is {quoted(value)}, expected an id from 0 to {count - 1}; "
+                "convert the model again"
             )
         return value
 
@@ -155,8 +161,8 @@ def read_vocabulary(keys: Keys, bos: int | None, eos: int | None, add_bos: bool)
     if len(ids) != len(tokens):
         i = next(i for i, text in enumerate(tokens) if ids[text] != i)
         raise InputError(
-            f"{keys.where}: key tokenizer.ggml.tokens has {tokens[i]!r} as token {i} and as token {ids[tokens[i]]}, "
-            "expected each text once; convert the model again"
+            f"{keys.where}: key tokenizer.ggml.tokens has {quoted(tokens[i])} as token {i} and as token "
+            f"{ids[tokens[i]]}, expected each text once; convert the model again"
         )
     n = len(tokens)
     kinds = [Kind.of_type(number) for number in keys.numbers("token_type", n, 1)]
