@@ -1,84 +1,77 @@
-"""Chat templates as models ship them: Jinja, run where it can neither write nor reach the machine."""
+"""Chat templates as models ship them: Jinja, run where it can neither write nor reach the machine, nor run for ever."""
 
 import json
+import signal
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
-from datetime import datetime
-from typing import Any, NoReturn
-
-import jinja2
-from jinja2.ext import Extension
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from pathlib import Path
+from typing import Any
 
 from vkbackend.errors import InputError, shown
 
-
-class _Refusal(Exception):
-    """What a template's ``raise_exception`` raises."""
-
-
-def _raise_exception(message: object) -> NoReturn:
-    raise _Refusal(str(message))
-
-
-def _to_json(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    """JSON as it is: Jinja's own filter would spell <, > and & as escapes for HTML."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
-def _now(pattern: str) -> str:
-    return datetime.now().strftime(pattern)
-
-
-class _Generation(Extension):
-    """``{% generation %}`` marks a model's own words for training; here its body is just text."""
-
-    tags = {"generation"}  # noqa: RUF012 (Jinja's own declaration)
-
-    def parse(self, parser: Parser) -> jinja2.nodes.Node:
-        line = next(parser.stream).lineno
-        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return jinja2.nodes.Scope(body, lineno=line)
+SECONDS = 5  # of processor time; a template of 20,000 characters takes a tenth of one
+MEMORY = 512 << 20  # bytes of address space, the interpreter's included
+CHARACTERS = 16 << 20  # of the prompt
+_PATIENCE = 12  # the machine may be busy: seconds waited for each second of processor time
+_SANDBOX = Path(__file__).with_name("chat_sandbox.py")
+_PLAIN = "generate from plain text"
 
 
 def render(template: str, messages: Sequence[Mapping[str, Any]], where: str, **variables: Any) -> str:
-    """The prompt text of ``messages``; ``where`` names the template's origin in errors.
+    """The prompt text of ``messages``; ``where`` names the template's origin in errors, ``variables`` are JSON values.
 
-    Environment as in Hugging Face's ``apply_chat_template`` (transformers 5, utils/chat_template_utils.py): blocks
-    trimmed, loop controls, ``raise_exception``, ``strftime_now``, ``tojson`` without escapes, ``tools`` and
-    ``documents`` none unless given. Raises InputError when the template is no Jinja, refuses the messages, or fails on
-    them.
+    Runs in a process of its own (`model.chat_sandbox` has its environment and its limits). Raises InputError when the
+    template is no Jinja, refuses the messages, fails on them, or passes a limit.
     """
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _Generation]
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = _now
+    request: dict[str, Any] = {"seconds": SECONDS, "memory": MEMORY, "characters": CHARACTERS, "template": template}
+    request["variables"] = {"messages": [dict(message) for message in messages], **variables}
+    # -P: the script's folder holds modules named like others'.
+    command = [sys.executable, "-P", str(_SANDBOX)]
     try:
-        given = {"tools": None, "documents": None, **variables}
-        return environment.from_string(template).render(messages=list(messages), **given)
-    except _Refusal as refusal:
+        child = subprocess.run(
+            command, input=json.dumps(request).encode(), capture_output=True, timeout=SECONDS * _PATIENCE
+        )
+    except subprocess.TimeoutExpired:
+        raise _too_slow(where) from None
+    if child.returncode in (-signal.SIGXCPU, -signal.SIGKILL):  # the kernel's answer to the soft and the hard limit
+        raise _too_slow(where)
+    try:
+        answer = json.loads(child.stdout)
+    except ValueError:
+        last = (child.stderr.decode(errors="replace").split("\n")[-2:] or [""])[0]
         raise InputError(
-            f"{where}: the chat template refuses the messages: {_line(refusal)}; change the messages"
+            f"{where}: the chat template ends its process with code {child.returncode} ({shown(last)}); {_PLAIN}"
         ) from None
-    except jinja2.TemplateSyntaxError as error:
-        raise InputError(
-            f"{where}: the chat template is not valid Jinja at line {error.lineno}: {_line(error)}; "
-            "convert the model again, or generate from plain text"
-        ) from None
-    except Exception as error:  # a template is a program of the file's: it may fail in any way
-        raise InputError(
-            f"{where}: the chat template fails on these messages: {type(error).__name__}: {_line(error)}; "
-            "give each message a role and a content, or generate from plain text"
-        ) from None
+    if "text" in answer:
+        text: str = answer["text"]
+        return text
+    raise _error(where, answer)
 
 
-def _line(error: Exception) -> str:
-    return shown(" ".join(str(error).split()).rstrip("."))
+def _error(where: str, answer: Mapping[str, Any]) -> InputError:
+    if "refused" in answer:
+        return InputError(
+            f"{where}: the chat template refuses the messages: {_line(answer['refused'])}; change the messages"
+        )
+    if "syntax" in answer:
+        return InputError(
+            f"{where}: the chat template is not valid Jinja at line {answer['line']}: {_line(answer['syntax'])}; "
+            f"convert the model again, or {_PLAIN}"
+        )
+    if "memory" in answer:
+        return InputError(f"{where}: the chat template needs more than {MEMORY >> 20} MiB of memory; {_PLAIN}")
+    if "too_long" in answer:
+        return InputError(f"{where}: the chat template gives more than {CHARACTERS} characters; {_PLAIN}")
+    return InputError(
+        f"{where}: the chat template fails on these messages: {_line(answer['failed'])}; "
+        f"give each message a role and a content, or {_PLAIN}"
+    )
+
+
+def _too_slow(where: str) -> InputError:
+    return InputError(f"{where}: the chat template runs for more than {SECONDS} s; {_PLAIN}")
+
+
+def _line(text: str) -> str:
+    return shown(" ".join(text.split()).rstrip("."))
