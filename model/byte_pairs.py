@@ -6,6 +6,7 @@ UTF-8 with U+2581 for a space and <0xXX> tokens for bytes that no other token ha
 
 import re
 from collections.abc import Iterable
+from functools import cache
 
 from tokenizers import Regex, models, pre_tokenizers
 from tokenizers import Tokenizer as Engine
@@ -33,6 +34,14 @@ def byte_token(byte: int) -> str:
     return f"<0x{byte:02X}>"
 
 
+@cache
+def _words(pre: PreTokenizer) -> pre_tokenizers.PreTokenizer:
+    """The library's splitter; its patterns take up to a tenth of a second to compile."""
+    splits = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in pre.patterns]
+    to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    return pre_tokenizers.Sequence([*splits, to_bytes])
+
+
 class BytePairs:
     """Text -> ids of one vocabulary. ``unknown_bytes``: those that no token has; ``encode`` leaves them out."""
 
@@ -56,9 +65,7 @@ class BytePairs:
             )
         )
         if not pre.spaces:
-            splits = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in pre.patterns]
-            to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-            self._engine.pre_tokenizer = pre_tokenizers.Sequence([*splits, to_bytes])
+            self._engine.pre_tokenizer = _words(pre)
         spelled = byte_token if pre.spaces else BYTE_CHARACTERS.__getitem__
         self.unknown_bytes = frozenset(b for b in range(256) if spelled(b) not in self._ids)
 

@@ -5,6 +5,7 @@ Special tokens are cut out of the text first; what lies between is split and mer
 """
 
 import codecs
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from vkbackend.errors import InputError, quoted
 
 _BPE_DEFAULT_EOS = 11  # llama.cpp's, where the file names none; Falcon's
 _SPM_DEFAULTS = (1, 2)  # bos, eos
+_BYTE = re.compile("<0x[0-9A-Fa-f]{2}>")
 _WHITE = " \t\n\v\f\r"  # what C calls white space
 
 
@@ -111,7 +113,7 @@ class Tokenizer:
             return b"" if skip_control and kind & HIDDEN else text.encode()
         if kind & Kind.NORMAL:
             return self._pieces.token_bytes(text)
-        if kind & Kind.BYTE and len(text) == 6:
+        if kind & Kind.BYTE and _BYTE.fullmatch(text):
             return bytes([int(text[3:5], 16)])
         return b""  # unused
 
@@ -223,7 +225,7 @@ class StreamDecoder:
 
 def _pre_tokenizer(keys: Keys, kind: str) -> PreTokenizer:
     name = "gemma4" if kind == "gemma4" else keys.kv.get("tokenizer.ggml.pre") or "default"
-    if name not in PRETOKENIZERS:
+    if not isinstance(name, str) or name not in PRETOKENIZERS:
         known = ", ".join(sorted(PRETOKENIZERS))
         raise InputError(
             f"{keys.where}: key tokenizer.ggml.pre is {quoted(name)}, expected one of {known}; {WITHOUT_TEXT}"

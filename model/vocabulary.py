@@ -125,11 +125,9 @@ class Keys:
         """One number for each token, whole ones if ``absent`` is."""
         key = f"tokenizer.ggml.{name}"
         values = self.kv.get(key, [absent] * count)
-        allowed = int if isinstance(absent, int) else (int, float)
-        if not isinstance(values, list) or not isinstance(
-            [*values[:1], absent][0], allowed
-        ):  # a GGUF array has one type
-            raise InputError(f"{self.where}: key {key} is no list of numbers, expected one; convert the model again")
+        kinds, what = (int, "whole numbers") if isinstance(absent, int) else ((int, float), "numbers")
+        if not isinstance(values, list) or not all(isinstance(value, kinds) for value in values[:1]):
+            raise InputError(f"{self.where}: key {key} is no list of {what}, expected one; convert the model again")
         if len(values) != count:
             raise InputError(
                 f"{self.where}: key {key} has {len(values)} entries, expected {count}, one for each token; "
@@ -142,7 +140,7 @@ class Keys:
         if key not in self.kv:
             return absent if absent is not None and absent < count else None
         value = self.kv[key]
-        if not isinstance(value, int) or not 0 <= value < count:
+        if type(value) is not int or not 0 <= value < count:
             raise InputError(
                 f"{self.where}: key {key} is {quoted(value)}, expected an id from 0 to {count - 1}; "
                 "convert the model again"

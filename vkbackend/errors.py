@@ -31,6 +31,8 @@ class DeviceLostError(DeviceError):
 
 def printable(text: str) -> str:
     """``text`` with everything that a terminal acts on (controls, line breaks, direction marks) spelt as an escape."""
+    if text.isprintable():
+        return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
