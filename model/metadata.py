@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from model.gguf_file import GGUFFile
 from vkbackend.errors import InputError, quoted
 
 RECONVERT = "convert the model again with a current llama.cpp"
+_LARGEST = 3.4028234663852886e38  # of f32, in which the model is computed; NaN compares as no number
 _KINDS: dict[type, str] = {int: "an integer", float: "a number", bool: "true or false", str: "text"}
 
 
@@ -30,6 +30,6 @@ class TypedKeys:
         value = self._kv[key]
         if kind is float and type(value) is int:
             value = float(value)
-        if type(value) is not kind or (kind is float and not math.isfinite(value)):
+        if type(value) is not kind or (kind is float and not abs(value) <= _LARGEST):
             raise InputError(f"{self.path}: key {key} is {quoted(value)}, expected {_KINDS[kind]}; {RECONVERT}")
         return value

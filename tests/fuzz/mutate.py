@@ -105,7 +105,8 @@ def _scalar(random: Random, kind: V) -> Value:
     if kind == V.STRING:
         return string(_text(random))
     if kind in (V.FLOAT32, V.FLOAT64):
-        return number(kind, random.choice(FLOATS) if random.random() < 0.8 else random.uniform(-1e6, 1e6))
+        value = random.choice(FLOATS) if random.random() < 0.8 else random.uniform(-1e6, 1e6)
+        return number(kind, value if kind == V.FLOAT32 else value * random.choice((1, 1e-260, 1e260)))
     size = struct.calcsize({V.BOOL: "B"}.get(kind, _CODE[kind]))
     return kind, _number(random, 8 * size).to_bytes(size, "little")
 
@@ -296,9 +297,23 @@ def _cut(random: Random, parts: list[Part]) -> None:
     if random.random() < 0.3:
         part.nbytes = max(0, part.nbytes + random.choice((-32, -1, 1, 32)))
     elif random.random() < 0.7:
-        part.cut = random.random()
+        part.cut = random.choice((0.0, random.random(), random.random()))
     else:
         part.cut = random.random() * len(part.raw.build()) / (len(part.raw.build()) + part.nbytes + 1)
+
+
+def _grow(random: Random, parts: list[Part]) -> None:
+    """A last value as long as no vocabulary is, in a hole of zeros that the file is given. Rarely, as reading it takes."""
+    if random.random() < 0.95:
+        return
+    part = random.choice(parts)
+    count = random.choice((2**20, 2**22, 2**23, 2**24, 2**26, 2**27, 2**40)) + random.choice((-1, 0, 1))
+    kind = random.choice((V.STRING, V.STRING, V.INT8, V.INT64, V.BOOL))
+    head = struct.pack("<Q", count) if kind == V.STRING else struct.pack("<IQ", kind, count)
+    part.raw.more.append((random.choice(_KEYS), (V.STRING if kind == V.STRING else V.ARRAY, head)))
+    part.nbytes += random.choice((2**20, 2**24, 2**28, 2**41))
+    if random.random() < 0.7:
+        part.raw.n_tensors, part.raw.tensors = 0, []
 
 
 def _change_files(random: Random, parts: list[Part]) -> None:
@@ -337,4 +352,5 @@ _MUTATIONS = (
     _rename_key,
     _change_table,
     _cut,
+    _grow,
 )

@@ -117,4 +117,5 @@ def _tokenize(gguf: GGUFFile, whole: bool) -> None:
     tokenizer = Tokenizer.from_gguf(gguf)
     ids = tokenizer.encode(_TEXT)
     assert all(0 <= token < len(tokenizer) for token in ids)
+    tokenizer.chat_template()
     tokenizer.decode(range(len(tokenizer)) if whole else ids, skip_control=not whole)
