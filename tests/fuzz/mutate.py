@@ -303,7 +303,7 @@ def _cut(random: Random, parts: list[Part]) -> None:
 
 
 def _grow(random: Random, parts: list[Part]) -> None:
-    """A last value as long as no vocabulary is, in a hole of zeros that the file is given. Rarely, as reading it takes."""
+    """A last value as long as no vocabulary is, in a hole of zeros that the file is given. Rarely, as it is slow."""
     if random.random() < 0.95:
         return
     part = random.choice(parts)
