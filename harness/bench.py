@@ -34,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("-r", "--repetitions", type=options.positive_int, default=3, metavar="N", help="samples of each (default 3)")
     add("--startup", action="store_true", help="instead: in a fresh process, time to the first token and peak memory")
     options.add_path(parser)
+    options.add_cache(parser)
     options.add_chunk(parser)
     options.add_memory(parser)
 
@@ -45,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
 
     if not args.startup and not any(args.n_prompt + args.n_gen):
         raise InputError("-p 0 and -n 0 leave nothing to run, expected one of them above 0; give a length")
-    path = get_path(args.path)
+    path = get_path(args.path, args.cache)
     gguf, config = open_file(args)
     if args.startup:
         from harness.startup import measure_startup

@@ -74,6 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seed", type=options.non_negative_int, default=1, metavar="N", help="draws the prompts (default 1)"
     )
+    options.add_cache(parser)
     options.add_chunk(parser)
     options.add_memory(parser)
     parser.add_argument(
@@ -112,7 +113,7 @@ def run(args: argparse.Namespace) -> int:
         model_facts = model_facts or {"name": config.name}
     settings: dict[str, object] = {"contexts": job.contexts, "paths": [path.name for path in job.paths]}
     if job.model is not None:
-        settings |= {name: getattr(args, name) for name in ("decode", "repeats", "questions", "seed", "chunk")}
+        settings |= {name: getattr(args, name) for name in ("decode", "repeats", "questions", "seed", "chunk", "cache")}
         settings |= {f"override {key}": value for found in args.override_kv for key, value in found.items()}
     record = Record(
         command="latentvk " + " ".join(sys.argv[1:]),
@@ -140,7 +141,7 @@ def plan_job(args: argparse.Namespace) -> Job:
     from model.layout import get_path
     from model.presets import get_preset
 
-    paths = tuple(get_path(name) for name in args.paths)
+    paths = tuple(get_path(name, args.cache) for name in args.paths)
     chip = get_chip(args.predict).key if args.predict else None
     plain = args.model is None and args.predict is None and args.preset is None
     preset = args.preset or (DEFAULT_PRESET if plain else None)

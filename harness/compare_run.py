@@ -14,7 +14,7 @@ from harness.predict import line_of
 from harness.results import Row, Table
 from harness.roofline import Peaks, Weights, decode_bound, prompt_bound
 from model.config import ModelConfig
-from model.layout import Path, cache_bytes, get_path
+from model.layout import Path, cache_bytes
 from vkbackend.errors import DeviceError, DeviceLostError, InputError
 
 if TYPE_CHECKING:
@@ -73,7 +73,8 @@ def measure_model(job: "Job", args: argparse.Namespace) -> Measured:
     )
     longest = device.pace.longest_s
     peaks, peak_samples = best_peaks(peaks_before, None if lost else measure_peaks(device))
-    rows = [with_bounds(bench, row, peaks) for row in measured]
+    of_name = {path.name: path for path in job.paths}
+    rows = [with_bounds(bench, row, of_name[row.path], peaks) for row in measured]
     lines = tuple(line_of(config, path, [row for row in rows if row.path == path.name], peaks) for path in job.paths)
     table = Table("measured", config.name, device.info.name, weights, peaks, tuple(rows), lines)
     return Measured(table, config, device.info.as_dict(), metadata.model_file(*gguf.paths), peak_samples, longest, lost)
@@ -94,11 +95,10 @@ def best_peaks(before: "DevicePeaks", after: "DevicePeaks | None") -> tuple[Peak
     return Peaks(bandwidth, flops, "read and multiply-add kernels on this device"), samples
 
 
-def with_bounds(bench: Bench, row: Row, peaks: Peaks) -> Row:
+def with_bounds(bench: Bench, row: Row, path: Path, peaks: Peaks) -> Row:
     """The row with the least times that the peaks allow; a row that did not run stays as it is."""
     if row.chunk is None:
         return row
-    path = get_path(row.path)
     return replace(
         row,
         decode_bound=decode_bound(bench.config, bench.weights.active_bytes, path, row.context, peaks),

@@ -30,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--ignore-eos", action="store_true", help="never choose a token that ends the text")
     _add_sampling(parser)
     options.add_path(parser)
+    options.add_cache(parser)
     options.add_chunk(parser)
     options.add_memory(parser)
 
@@ -72,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
     from model.tokenizer import Tokenizer
     from vkbackend.device import open_device
 
-    path = get_path(args.path)
+    path = get_path(args.path, args.cache)
     stops = StopStrings(args.stop)
     _sampling(args)  # what is wrong with it is said before the file is read
     gguf, config = open_file(args)

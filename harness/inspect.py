@@ -41,6 +41,7 @@ HELP = "show a model's shape, parameters, weight bytes and cache bytes; needs no
 EXAMPLE = "latentvk inspect --preset glm-4.7-flash --context 200192 --memory 96GiB"
 
 DEFAULT_MIX = "q4_k_m"
+TYPES_IN_USE = [name for name in CACHE_TYPES if name != "f32"]  # f32 is for checks
 LAYOUT_WORDS = {"mla": "latent, V-less", "mla-v": "latent with a V copy", "mha": "K and V per head"}
 
 
@@ -136,7 +137,7 @@ def describe(subject: Subject, context: int | None, memory: int | None) -> dict[
                 else max_context(config, path.layout, cache_type, memory - weights),
             }
             for path in PATHS.values()
-            for cache_type in CACHE_TYPES
+            for cache_type in TYPES_IN_USE
         ],
     }
 
@@ -265,7 +266,7 @@ def _cache_table(facts: dict[str, Any]) -> Table:
         table.add_column(header, justify="right", no_wrap=True)
     base = facts["cache"][0]["bytes_per_token"]
     for index, row in enumerate(facts["cache"]):
-        first = index % len(CACHE_TYPES) == 0
+        first = index % len(TYPES_IN_USE) == 0
         if first and index:
             table.add_section()
         table.add_row(

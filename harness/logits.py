@@ -24,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     tokens.add_argument("--tokens", metavar="ID,...", help="token ids with commas between them")
     tokens.add_argument("--tokens-file", type=Path, metavar="FILE", help="token ids with commas, spaces or line breaks")
     options.add_path(parser)
+    options.add_cache(parser)
     options.add_chunk(parser)
     options.add_memory(parser)
     add("-o", "--output", type=Path, required=True, metavar="FILE", help="gets 'tokens' [T] and 'logits' [T, V]")
@@ -38,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     from model.layout import get_path
     from vkbackend.device import open_device
 
-    path = get_path(args.path)
+    path = get_path(args.path, args.cache)
     gguf, config = open_file(args)
     tokens = read_tokens(args, config.n_vocab)
     warn_beyond_training(config, len(tokens))

@@ -55,6 +55,15 @@ def add_path(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_cache(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--cache",
+        default="f16",
+        metavar="TYPE",
+        help="type of the cache's numbers, llama.cpp's -ctk and -ctv in one: f16, or f32 for checks (default f16)",
+    )
+
+
 def add_common(parser: argparse.ArgumentParser) -> None:
     """The two options that every command has; `harness.cli` adds them, no command does."""
     group = parser.add_argument_group("options of every command")

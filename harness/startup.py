@@ -23,7 +23,7 @@ def measure_startup(args: argparse.Namespace, model: Path) -> int:
     """Run the child and show what it found. Returns the child's exit code when that is not 0."""
     from harness.units import bytes_text, seconds_text
 
-    command = [sys.executable, "-m", "harness.startup", "--path", args.path]
+    command = [sys.executable, "-m", "harness.startup", "--path", args.path, "--cache", args.cache]
     command += ["--device", args.device] if args.device else []
     command += ["--memory-fraction", str(args.memory_fraction)] if args.memory_fraction else []
     command += ["--started", repr(time.clock_gettime(time.CLOCK_MONOTONIC)), str(model)]
@@ -54,6 +54,7 @@ def peak_resident_bytes() -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="harness.startup")
     parser.add_argument("--path", required=True)
+    parser.add_argument("--cache", required=True)
     parser.add_argument("--device")
     options.add_memory(parser)
     parser.add_argument("--started", type=float, required=True)
@@ -84,7 +85,7 @@ def first_token(args: argparse.Namespace) -> dict[str, Any]:
     done("file checked")
     model = load_model(gguf, open_device(args.device, memory_fraction=args.memory_fraction))
     done("model loaded")
-    session = open_session(model, get_path(args.path), 256, None)
+    session = open_session(model, get_path(args.path, args.cache), 256, None)
     done("session ready")
     session.decode(_TOKEN)
     done("first token")

@@ -137,7 +137,8 @@ class AttentionBlock:
         c, shards = self.config, self.cache.latent
         for shard in shards:
             values = {} if shard.values is None else {"values": shard.values}
-            kernel, push = kernels.LATENT_CACHE_V if values else kernels.LATENT_CACHE, self._latent_push(scratch)
+            kernel = kernels.LATENT_CACHE_V if values else kernels.LATENT_CACHE
+            kernel, push = kernels.for_cache(kernel, self.cache.cache_type), self._latent_push(scratch)
             if len(shards) > 1:
                 kernel = kernels.for_shard(kernel, kernels.SHARD_PUSH)
                 push |= {"first": shard.first, "last": shard.end}
@@ -180,6 +181,7 @@ class AttentionBlock:
         c = self.config
         values = {} if shard.values is None else {"values": shard.values}
         kernel = kernels.ATTENTION_LATENT_V if values else kernels.ATTENTION_LATENT
+        kernel = kernels.for_cache(kernel, self.cache.cache_type)
         push: dict[str, int | float] = {"heads": c.n_head, "scale": c.attn_scale}
         if slots > splits:
             kernel = kernels.for_shard(kernel, kernels.SHARD_SLOTS_PUSH)
@@ -234,7 +236,7 @@ class AttentionBlock:
         self._rope_query(program, scratch, tokens, "q", c.key_dim, c.qk_nope)
         for key_shard, value_shard in zip(keys.shards, values.shards, strict=True):
             program.launch(
-                kernels.CACHE_PER_HEAD,
+                kernels.for_cache(kernels.CACHE_PER_HEAD, self.cache.cache_type),
                 {
                     "k_nope": scratch["k_nope"],
                     "latent_rope": scratch["expanded"],

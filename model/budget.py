@@ -50,7 +50,7 @@ def binding_context(config: ModelConfig, path: Path, limit: int) -> int:
     """
     if path.layout is not CacheLayout.PER_HEAD:
         return 2**32 - UNIT
-    a_position = max(2 * whole_units(config.key_dim), 2 * config.v_head, 4 * config.n_head)
+    a_position = max(path.number_bytes * max(whole_units(config.key_dim), config.v_head), 4 * config.n_head)
     return max(0, limit - SLACK_BYTES) // a_position // UNIT * UNIT
 
 

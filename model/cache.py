@@ -1,6 +1,6 @@
 """The KV cache on the device, one value per path: what a layer keeps and in which buffers.
 
-``latent``: rows of kv_lora + rope packed halves. ``latent_v``: the same and a second copy of the kv_lora part.
+``latent``: rows of kv_lora + rope numbers. ``latent_v``: the same and a second copy of the kv_lora part.
 ``per_head``: for each head K as rows of a matrix (one row a position) and V transposed (one column a position), so that
 scores and values are plain matrix products, as a runtime without MLA computes them.
 """
@@ -12,10 +12,9 @@ from dataclasses import dataclass
 
 from model.config import ModelConfig
 from model.layout import CacheLayout, Path, whole_units
-from model.weights import Weight, allocate_f16
+from model.weights import Weight, allocate
 from vkbackend.buffer import Buffer
 from vkbackend.device import Device
-from vkbackend.errors import InputError
 from vkbackend.memory import Use, buffer_limit
 
 
@@ -33,6 +32,7 @@ class LatentShard:
 class LayerCache:
     """One layer's buffers; those that the layout does not have are empty or None."""
 
+    cache_type: str
     latent: tuple[LatentShard, ...] = ()
     keys_per_head: Weight | None = None
     values_per_head: Weight | None = None
@@ -48,9 +48,9 @@ def cache_capacity(n_ctx: int) -> int:
     return whole_units(n_ctx)
 
 
-def latent_ranges(config: ModelConfig, n_ctx: int, limit: int) -> list[tuple[int, int]]:
+def latent_ranges(config: ModelConfig, path: Path, n_ctx: int, limit: int) -> list[tuple[int, int]]:
     """(first, end) positions of a layer's shards: as few as bindings of ``limit`` bytes allow."""
-    rows = max(1, limit // (2 * config.latent_dim))
+    rows = max(1, limit // (path.number_bytes * config.latent_dim))
     return [(first, min(first + rows, n_ctx)) for first in range(0, n_ctx, rows)]
 
 
@@ -58,12 +58,10 @@ class Cache:
     """All layers' caches for ``cache_capacity(n_ctx)`` positions.
 
     Raises:
-        InputError: the cache type or the layout's widths have no kernel.
         DeviceError: one head's keys or values exceed a storage buffer binding, or memory does not suffice.
     """
 
     def __init__(self, device: Device, config: ModelConfig, path: Path, n_ctx: int) -> None:
-        require_layout(config, path)
         self.n_ctx = cache_capacity(n_ctx)
         self.layers: list[LayerCache] = []
         try:
@@ -78,27 +76,27 @@ class Cache:
             # One kernel writes a head's key and value, so both are split between the same heads.
             heads, n_ctx, key, value = config.n_head, self.n_ctx, config.key_dim, config.v_head
             widest = n_ctx * max(whole_units(key), value)
-            keys = allocate_f16(device, f"{name}.k", heads, n_ctx, key, widest)
+            keys = allocate(device, f"{name}.k", path.kind, heads, n_ctx, key, widest)
             try:
-                values = allocate_f16(device, f"{name}.v", heads, value, n_ctx, widest)
+                values = allocate(device, f"{name}.v", path.kind, heads, value, n_ctx, widest)
             except BaseException:
                 keys.free()
                 raise
-            return LayerCache(keys_per_head=keys, values_per_head=values)
+            return LayerCache(path.cache_type, keys_per_head=keys, values_per_head=values)
         with ExitStack() as made:
             shards = []
-            for first, end in latent_ranges(config, self.n_ctx, buffer_limit(device)):
-                nbytes = (end - first) * config.latent_dim * 2
+            for first, end in latent_ranges(config, path, self.n_ctx, buffer_limit(device)):
+                nbytes = (end - first) * config.latent_dim * path.number_bytes
                 latent = Buffer(device, nbytes, f"{name}.latent[{first}:{end}]", use=Use.CACHE)
                 copy: Buffer | None = None
                 made.callback(latent.free)
                 if path.layout is CacheLayout.LATENT_V:
-                    nbytes = (end - first) * config.kv_lora * 2
+                    nbytes = (end - first) * config.kv_lora * path.number_bytes
                     copy = Buffer(device, nbytes, f"{name}.values[{first}:{end}]", use=Use.CACHE)
                     made.callback(copy.free)
                 shards.append(LatentShard(latent, copy, first, end))
             made.pop_all()
-        return LayerCache(latent=tuple(shards))
+        return LayerCache(path.cache_type, latent=tuple(shards))
 
     @property
     def nbytes(self) -> int:
@@ -110,9 +108,3 @@ class Cache:
         for layer in self.layers:
             for part in layer.parts():
                 part.free()
-
-
-def require_layout(config: ModelConfig, path: Path) -> None:
-    """Raise InputError unless there are kernels for this path over this model's widths."""
-    if path.cache_type != "f16":
-        raise InputError(f"cache type {path.cache_type} has no kernel; expected f16: choose it")

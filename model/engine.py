@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 
 from model.attention import AttentionShape
 from model.budget import require_fit, require_weights
-from model.cache import Cache, cache_capacity, latent_ranges, require_layout
+from model.cache import Cache, cache_capacity, latent_ranges
 from model.config import ModelConfig
 from model.device_weights import DeviceWeights, fallback_bytes, predicted_bytes
 from model.forward import Forward
 from model.gguf_file import GGUFFile
-from model.layout import CacheLayout, Path, active_weight_bytes
+from model.layout import CacheLayout, Path, active_weight_bytes, get_path
 from model.scratch import SLACK_BYTES, Scratch, scratch_bytes
 from model.tensors import expected_tensors, require_supported
 from model.tokenizer import Tokenizer
@@ -106,12 +106,12 @@ def require_session(
         raise InputError(f"context {n_ctx}; expected at least 1: choose a longer one")
     if chunk is not None and chunk < 1:
         raise InputError(f"chunk {chunk}; expected at least 1: choose a larger one")
-    require_layout(config, path)
+    get_path(path.name, path.cache_type)
     limit, splits = buffer_limit(device), AttentionShape.choose(device, config).splits
 
     def scratch(n: int) -> dict[str, int]:
         width, positions = chunk_capacity(config, path, n, limit, chunk), cache_capacity(n)
-        return scratch_bytes(config, path, positions, width, splits, len(latent_ranges(config, positions, limit)))
+        return scratch_bytes(config, path, positions, width, splits, len(latent_ranges(config, path, positions, limit)))
 
     require_fit(device, config, path, n_ctx, scratch, weights)
 
@@ -135,7 +135,7 @@ class Session:
         self.model, self.path = model, path
         self.chunk = chunk_capacity(config, path, n_ctx, buffer_limit(device), chunk)
         shape = AttentionShape.choose(device, config)
-        shards = len(latent_ranges(config, cache_capacity(n_ctx), buffer_limit(device)))
+        shards = len(latent_ranges(config, path, cache_capacity(n_ctx), buffer_limit(device)))
         sizes = scratch_bytes(config, path, cache_capacity(n_ctx), self.chunk, shape.splits, shards)
         self.n_ctx = n_ctx
         with ExitStack() as made:  # what exists already is given back when the next part fails

@@ -125,6 +125,11 @@ def for_device(kernel: Kernel, kind: str) -> Kernel:
     return kernel.variant(ARRAYS_IN_MEMORY="1") if kind == "cpu" else kernel
 
 
+def for_cache(kernel: Kernel, cache_type: str) -> Kernel:
+    """The kernel over a cache of that type (``shaders/include/cache_pair.glsl``)."""
+    return kernel.variant(CACHE_F32="1") if cache_type == "f32" else kernel
+
+
 def for_format(kernel: Kernel, kind: GGMLQuantizationType) -> Kernel:
     """The kernel compiled for one weight format (``shaders/include/format_*.glsl``)."""
     return kernel.variant(**{f"FORMAT_{kind.name.upper()}": "1"})

@@ -8,7 +8,7 @@ side; ``per_head`` a key of N + P and a value of V for each head, as a runtime w
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from fractions import Fraction
 from math import prod
@@ -36,10 +36,15 @@ class CacheLayout(Enum):
 
 
 CACHE_TYPES = {
+    "f32": GGMLQuantizationType.F32,
     "f16": GGMLQuantizationType.F16,
     "q8_0": GGMLQuantizationType.Q8_0,
     "q4_0": GGMLQuantizationType.Q4_0,
 }
+
+
+# The types that a device can hold a cache in: f16 to work with, f32 to check against others without its rounding.
+DEVICE_CACHE_TYPES = ("f16", "f32")
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,16 @@ class Path:
     layout: CacheLayout
     fused: bool
     cache_type: str = "f16"
+
+    @property
+    def kind(self) -> GGMLQuantizationType:
+        """The cache's numbers."""
+        return CACHE_TYPES[self.cache_type]
+
+    @property
+    def number_bytes(self) -> int:
+        """Bytes of one number of a cache that a device can hold."""
+        return GGML_QUANT_SIZES[self.kind][1]
 
 
 PATHS = {
@@ -62,11 +77,16 @@ PATHS = {
 }
 
 
-def get_path(name: str) -> Path:
-    """The path called ``name``. InputError listing the names when there is none."""
+def get_path(name: str, cache_type: str = "f16") -> Path:
+    """The path called ``name`` over a cache of that type. InputError listing what there is where there is no such."""
     if name not in PATHS:
         raise InputError(f"path {name!r} is unknown, expected one of {', '.join(PATHS)}; choose one with --path")
-    return PATHS[name]
+    if cache_type not in DEVICE_CACHE_TYPES:
+        raise InputError(
+            f"cache type {cache_type!r} has no kernel, expected one of {', '.join(DEVICE_CACHE_TYPES)}; choose one "
+            "with --cache"
+        )
+    return replace(PATHS[name], cache_type=cache_type)
 
 
 def cache_rows(config: ModelConfig, layout: CacheLayout) -> tuple[int, ...]:

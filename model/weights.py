@@ -197,8 +197,10 @@ def _free(shards: list[Shard]) -> None:
         shard.buffer.free()
 
 
-def allocate_f16(device: Device, name: str, matrices: int, rows: int, columns: int, widest: int = 0) -> Weight:
-    """A zeroed stack of F16 matrices on the device: a cache that linear kernels can read as weights.
+def allocate(
+    device: Device, name: str, kind: GGMLQuantizationType, matrices: int, rows: int, columns: int, widest: int = 0
+) -> Weight:
+    """A zeroed stack of matrices of a plain type on the device: a cache that linear kernels can read as weights.
 
     Rows are padded to whole units of 32 columns with zeros. ``widest`` is the elements of the largest matrix, padding
     included, of the stacks that must be split alike (0: this one alone).
@@ -206,13 +208,14 @@ def allocate_f16(device: Device, name: str, matrices: int, rows: int, columns: i
     elements = rows * whole_units(columns)
     shards: list[Shard] = []
     try:
-        for first, end in _split(matrices, max(widest, elements) * 2, buffer_limit(device), name, device):
-            nbytes = (end - first) * elements * 2
+        each = PLAIN[kind]
+        for first, end in _split(matrices, max(widest, elements) * each, buffer_limit(device), name, device):
+            nbytes = (end - first) * elements * each
             shards.append(Shard(Buffer(device, nbytes, f"{name}[{first}:{end}]", use=Use.CACHE), first, end, 0))
     except BaseException:
         _free(shards)
         raise
-    return Weight(name, Q.F16, matrices, rows, columns, tuple(shards), stacked=True)
+    return Weight(name, kind, matrices, rows, columns, tuple(shards), stacked=True)
 
 
 def upload_vector(device: Device, name: str, values: NDArray[np.float32]) -> Buffer:

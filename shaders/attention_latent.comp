@@ -1,7 +1,7 @@
 #version 450
 // Fused absorbed attention over the latent cache, one token or a causal chunk of them.
 // A workgroup is one subgroup: HEADS query heads of one token over one of SPLITS ranges of the cache. A cache row, spread over
-// the lanes as packed halves, serves all of them, and its first LATENT entries serve again as the value.
+// the lanes pair by pair, serves all of them, and its first LATENT entries serve again as the value.
 // Online softmax over tiles of TILE rows (Milakov and Gimelshein 2018; Dao et al. 2022).
 // REDUNDANT_V: values come from their own buffer instead.
 // SHARD: the buffers hold only the positions from `first` to `last`; attention_combine joins the shards' sums.
@@ -20,15 +20,16 @@ layout(constant_id = 5) const uint SPLITS = 1;
 layout(constant_id = 6) const uint LATENT_WORDS = 32; // ceil(LATENT / 2 / subgroup size)
 layout(constant_id = 7) const uint ROPE_WORDS = 4;    // ceil(ROPE / 2 / subgroup size)
 
+#include "cache_pair.glsl"
 layout(binding = 0) readonly buffer Query { vec2 q[]; };   // [token][head][LATENT + ROPE]
-layout(binding = 1) readonly buffer Cache { uint cache[]; }; // [position][(LATENT + ROPE) / 2] packed halves
+layout(binding = 1) readonly buffer Cache { PAIR cache[]; }; // [position][(LATENT + ROPE) / 2]
 layout(binding = 2) writeonly buffer Output { vec2 outp[]; }; // [token][head][split][LATENT]
 layout(binding = 3) writeonly buffer Stats { vec2 stats[]; }; // [token][head][split]: running maximum, sum
 #define PARAMS_BINDING 4
 #include "params.glsl"
 #include "array_loop.glsl"
 #ifdef REDUNDANT_V
-layout(binding = 5) readonly buffer ValueCache { uint values[]; }; // [position][LATENT / 2]
+layout(binding = 5) readonly buffer ValueCache { PAIR values[]; }; // [position][LATENT / 2]
 #endif
 
 layout(push_constant) uniform Push {
@@ -94,7 +95,7 @@ void main() {
             float partial[HEADS];
             [[unroll]] for (uint h = 0u; h < HEADS; h++) partial[h] = 0.0;
             [[unroll]] for (uint i = 0u; i < WORDS; i++) {
-                vec2 v = unpackHalf2x16(cache[base + (held(i) ? row_word(i) : 0u)]);
+                vec2 v = unpacked_pair(cache[base + (held(i) ? row_word(i) : 0u)]);
                 [[unroll]] for (uint h = 0u; h < HEADS; h++) {
                     partial[h] += query[h * WORDS + i].x * v.x;
                     partial[h] += query[h * WORDS + i].y * v.y;
@@ -124,9 +125,9 @@ void main() {
             [[unroll]] for (uint i = 0u; i < LATENT_WORDS; i++) {
                 uint at = base + (held(i) ? row_word(i) : 0u);
 #ifdef REDUNDANT_V
-                vec2 v = unpackHalf2x16(values[at]);
+                vec2 v = unpacked_pair(values[at]);
 #else
-                vec2 v = unpackHalf2x16(cache[at]);
+                vec2 v = unpacked_pair(cache[at]);
 #endif
                 [[unroll]] for (uint h = 0u; h < HEADS; h++) acc[h * LATENT_WORDS + i] += p[h] * v;
             }

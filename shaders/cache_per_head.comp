@@ -1,6 +1,6 @@
 #version 450
 // MHA fallback: stores a chunk's K [head][position][nope + rope, padded to key_row] and transposed V [head][v][position], as
-// packed halves. Every head gets its own copy of the rotated key part, as a runtime without MLA keeps it.
+// packed halves or, with CACHE_F32, as floats. Every head gets its own copy of the rotated key part, as a runtime without MLA keeps it.
 // Two positions share a word of the transposed V; one invocation handles all of a chunk's tokens of its (head, v), so no write is lost.
 #extension GL_GOOGLE_include_directive : require
 #extension GL_KHR_shader_subgroup_basic : require
@@ -11,8 +11,13 @@ layout(binding = 1) readonly buffer Latent { vec2 latent_rope[]; }; // [token][l
 layout(binding = 2) readonly buffer Value { float v_new[]; };     // [token][head][v]
 #define PARAMS_BINDING 3
 #include "params.glsl"
-layout(binding = 4) writeonly buffer KeyCache { uint k_cache[]; };
+#include "cache_pair.glsl"
+layout(binding = 4) writeonly buffer KeyCache { PAIR k_cache[]; };
+#ifdef CACHE_F32
+layout(binding = 5) buffer ValueCache { float v_cache[]; };
+#else
 layout(binding = 5) buffer ValueCache { uint v_cache[]; };
+#endif
 
 layout(push_constant) uniform Push {
     uint head_first; // of the heads whose caches these buffers hold
@@ -33,15 +38,19 @@ void main() {
         for (uint i = gl_SubgroupInvocationID; i < key_pairs; i += gl_SubgroupSize) {
             vec2 k = i < nope_pairs ? k_nope[(token * heads + head) * nope_pairs + i]
                                     : latent_rope[token * (latent_pairs + rope_pairs) + latent_pairs + i - nope_pairs];
-            k_cache[row + i] = packHalf2x16(k);
+            k_cache[row + i] = packed_pair(k);
         }
     }
     for (uint d = gl_SubgroupInvocationID; d < v_dim; d += gl_SubgroupSize) {
-        uint row = (here * v_dim + d) * (n_ctx / 2u);
         for (uint token = 0u; token < n_tokens; token++) {
-            uint position = n_past + token, at = row + position / 2u;
-            uint bits = packHalf2x16(vec2(v_new[(token * heads + head) * v_dim + d], 0.0));
-            v_cache[at] = (position & 1u) == 0u ? (v_cache[at] & 0xFFFF0000u) | bits : (v_cache[at] & 0x0000FFFFu) | bits << 16;
+            uint at = (here * v_dim + d) * n_ctx + n_past + token;
+            float value = v_new[(token * heads + head) * v_dim + d];
+#ifdef CACHE_F32
+            v_cache[at] = value;
+#else
+            uint bits = packHalf2x16(vec2(value, 0.0)), pair = v_cache[at / 2u];
+            v_cache[at / 2u] = (at & 1u) == 0u ? (pair & 0xFFFF0000u) | bits : (pair & 0x0000FFFFu) | bits << 16;
+#endif
         }
     }
 }

@@ -1,6 +1,6 @@
 #version 450
 // What a token adds to the latent cache: attn_kv_a_mqa's output, its first LATENT entries normed, its last ROPE entries
-// rotated, stored as packed halves in the row of the token's position.
+// rotated, stored in the row of the token's position (cache_pair.glsl says as what).
 // REDUNDANT_V: a second copy of the normed part, as runtimes keep it whose attention wants a V of its own.
 // SHARD: the buffers hold only the positions from `first` to `last`, and other tokens are left alone.
 // PER_HEAD: no cache here; normed part and rotated key go to f32 scratch, from which each head's K and V are expanded.
@@ -15,13 +15,14 @@ layout(binding = 1) readonly buffer Weight { vec2 weight[]; };
 #include "rope.glsl"
 #define PARAMS_BINDING 3
 #include "params.glsl"
+#include "cache_pair.glsl"
 #ifdef PER_HEAD
 layout(binding = 4) writeonly buffer Scratch { vec2 expanded[]; }; // [token][latent + rope]
 #else
-layout(binding = 4) writeonly buffer Cache { uint cache[]; };      // [position][(latent + rope) / 2]
+layout(binding = 4) writeonly buffer Cache { PAIR cache[]; };      // [position][(latent + rope) / 2]
 #endif
 #ifdef REDUNDANT_V
-layout(binding = 5) writeonly buffer ValueCache { uint values[]; }; // [position][latent / 2]
+layout(binding = 5) writeonly buffer ValueCache { PAIR values[]; }; // [position][latent / 2]
 #endif
 
 layout(push_constant) uniform Push {
@@ -53,10 +54,10 @@ void main() {
 #ifdef PER_HEAD
         expanded[token * pairs + i] = v;
 #else
-        cache[row * pairs + i] = packHalf2x16(v);
+        cache[row * pairs + i] = packed_pair(v);
 #endif
 #ifdef REDUNDANT_V
-        if (i < latent_pairs) values[row * latent_pairs + i] = packHalf2x16(v);
+        if (i < latent_pairs) values[row * latent_pairs + i] = packed_pair(v);
 #endif
     }
 }

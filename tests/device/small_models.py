@@ -14,7 +14,7 @@ from model.config import ModelConfig, Yarn
 from model.data import EMBEDDED_MODEL
 from model.engine import Model, Session
 from model.gguf_file import GGUFFile
-from model.layout import PATHS, CacheLayout
+from model.layout import CacheLayout, get_path
 from model.layout import Path as CachePath
 from model.presets import PRESETS
 from model.reference import Reference
@@ -163,20 +163,20 @@ class SmallModel:
         return Reference.from_gguf(self.gguf)
 
     @cached_property
-    def _sessions(self) -> dict[tuple[str, int], Session]:
+    def _sessions(self) -> dict[tuple[str, int, str], Session]:
         return {}
 
-    def session(self, path: str, chunk: int) -> Session:
+    def session(self, path: str, chunk: int, cache: str = "f16") -> Session:
         """A session of N_CTX positions at position 0, kept for later tests: recording its programs takes a second."""
-        key = path, chunk
+        key = path, chunk, cache
         if key not in self._sessions:
-            self._sessions[key] = Session(self.model, PATHS[path], N_CTX, chunk)
+            self._sessions[key] = Session(self.model, get_path(path, cache), N_CTX, chunk)
         self._sessions[key].rewind(0)
         return self._sessions[key]
 
-    def logits(self, path: str, chunk: int) -> np.ndarray:
+    def logits(self, path: str, chunk: int, cache: str = "f16") -> np.ndarray:
         """Logits at every position of ``prompt``."""
-        found = self.session(path, chunk).prompt(self.prompt, "all")
+        found = self.session(path, chunk, cache).prompt(self.prompt, "all")
         assert found is not None
         return found
 
@@ -196,6 +196,12 @@ class SmallModel:
     def prompt(self) -> list[int]:
         """Of 12 prompts of 29 tokens the one whose nearest routing decision is the least near."""
         return max(self.draws(12, 29), key=lambda tokens: self.reference.routing_margins(tokens).min())
+
+    @cached_property
+    def exact_f32(self) -> tuple[np.ndarray, float]:
+        """Float64 logits of ``prompt`` with nothing rounded, and the most by which the same in f32 is off."""
+        exact = Reference.from_gguf(self.gguf, np.float64).logits(self.prompt)
+        return exact, float(np.abs(self.reference.logits(self.prompt) - exact).max())
 
     @cached_property
     def exact(self) -> Callable[[CachePath], tuple[np.ndarray, float]]:

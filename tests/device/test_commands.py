@@ -71,6 +71,18 @@ def test_logits_of_the_paths_agree() -> None:
         assert np.abs(other - latent).max() < 1e-2 * np.abs(latent).max()
 
 
+def test_an_f32_cache_from_the_command_line(capsys: Captured) -> None:
+    """On two paths the same to f32's rounding, which an f16 cache's is far above."""
+    latent, others = run_logits("--cache", "f32"), run_logits("--path", "mha", "--cache", "f32")
+    assert np.abs(others - latent).max() < 1e-4 * np.abs(latent).max()
+    assert np.abs(run_logits("--cache", "f16") - latent).max() > 1e-4 * np.abs(latent).max()
+    assert main(["bench", "-p", "0", "-n", "2", "-r", "1", "--cache", "f32", "--json", "-"]) == 0
+    capsys.readouterr()
+    assert main(["logits", "--tokens", "1", "-o", "o.npz", "--cache", "q8_0"]) == 2
+    error = "cache type 'q8_0' has no kernel, expected one of f16, f32; choose one with --cache"
+    assert capsys.readouterr().err == f"latentvk: error: {error}\n"
+
+
 def test_logits_from_a_file_and_the_summary_as_json(capsys: Captured) -> None:
     Path("ids.txt").write_text("\n".join(map(str, TOKENS)))
     assert main(["logits", "--tokens-file", "ids.txt", "-o", "o.npz", "--json", "-"]) == 0

@@ -11,7 +11,7 @@ from helpers import CANARY, FORMATS, U, canary, fetch, limited, params, random_t
 from model import linear as linear_module
 from model.block_formats import PLAIN, codebook
 from model.linear import View, linear
-from model.weights import Weight, allocate_f16, stack_upload
+from model.weights import Weight, allocate, stack_upload
 from vkbackend.device import Device
 from vkbackend.errors import DeviceError
 from vkbackend.program import Program
@@ -228,7 +228,8 @@ def test_cache_as_a_matrix(device: Device, heads: int, n_past: int, capacity: in
     rng = np.random.default_rng(11)
     n_ctx, key, value = 96, 32, 20
     filled, padded = n_past + capacity, -(-(n_past + capacity) // 32) * 32
-    keys, values = allocate_f16(device, "k", heads, n_ctx, key), allocate_f16(device, "v", heads, value, n_ctx)
+    keys = allocate(device, "k", Q.F16, heads, n_ctx, key)
+    values = allocate(device, "v", Q.F16, heads, value, n_ctx)
     k = rng.standard_normal((heads, n_ctx, key)).astype(np.float16)
     v = rng.standard_normal((heads, value, n_ctx)).astype(np.float16)
     keys.shards[0].buffer.upload(k)

@@ -62,6 +62,20 @@ def test_last_logits_are_the_last_of_all(small: SmallModel, path: str) -> None:
     assert np.abs(last - every[-1]).max() <= 2.0**-24 * small.config.n_embd * np.abs(every[-1]).max()
 
 
+@pytest.mark.parametrize("path", PATHS)
+def test_an_f32_cache_leaves_only_the_rounding_of_f32(small: SmallModel, path: str) -> None:
+    """Prompted and decoded. The oracle in f32 sums in one more order of its own, none better than another."""
+    expected, rounding = small.exact_f32
+    found = small.logits(path, 7, "f32")
+    assert np.abs(found - expected).max() <= 4 * rounding
+    opened = small.session(path, 7, "f32")
+    opened.prompt(small.prompt[:-1], "none")
+    opened.decode(small.prompt[-1])
+    assert np.abs(opened.last_logits() - expected[-1]).max() <= 4 * rounding
+    # Far below what rounding the cache to f16 does: the type is no mere name.
+    assert 20 * rounding < small.exact(PATHS[path])[1]
+
+
 def greedy(opened: Session, prompt: list[int], count: int) -> tuple[list[int], float]:
     """``count`` greedy tokens, and the smallest lead that one of them had over the second best."""
     first = opened.prompt(prompt)

@@ -15,7 +15,7 @@ from model import budget, cache, engine
 from model.cache import Cache
 from model.device_weights import predicted_bytes
 from model.engine import Model, Session
-from model.layout import PATHS, cache_bytes
+from model.layout import PATHS, cache_bytes, get_path
 from vkbackend.buffer import Buffer
 from vkbackend.device import Device
 from vkbackend.errors import DeviceError, InputError
@@ -158,14 +158,15 @@ def test_lengths_that_are_none(embedded: SmallModel, n_ctx: int, chunk: int | No
 def test_cache_type_without_a_kernel(embedded: SmallModel) -> None:
     with pytest.raises(InputError) as caught:
         Session(embedded.model, replace(PATHS["mla"], cache_type="q8_0"), 64)
-    assert str(caught.value) == "cache type q8_0 has no kernel; expected f16: choose it"
+    assert str(caught.value) == ("cache type 'q8_0' has no kernel, expected one of f16, f32; choose one with --cache")
 
 
+@pytest.mark.parametrize("cache_type", ["f16", "f32"])
 @pytest.mark.parametrize("path", PATHS)
-def test_cache_is_as_large_as_the_formula_says(small: SmallModel, path: str) -> None:
+def test_cache_is_as_large_as_the_formula_says(small: SmallModel, path: str, cache_type: str) -> None:
     for n_ctx, allocated in ((32, 32), (96, 96), (33, 64), (1, 32)):
-        session = Session(small.model, PATHS[path], n_ctx, chunk=4)
-        formula = cache_bytes(small.config, PATHS[path].layout, "f16", allocated)
+        session = Session(small.model, get_path(path, cache_type), n_ctx, chunk=4)
+        formula = cache_bytes(small.config, PATHS[path].layout, cache_type, allocated)
         parts = sum(len(layer.parts()) for layer in session._cache.layers)
         assert formula <= session.cache_bytes <= formula + parts * ROUNDING
         session.close()
@@ -352,7 +353,7 @@ def test_latent_caches_split_over_buffers_give_the_same_logits(
     assert np.abs(found - expected).max() <= effect / 2
 
 
-def eleven(config: object, n_ctx: int, limit: int) -> list[tuple[int, int]]:
+def eleven(config: object, path: object, n_ctx: int, limit: int) -> list[tuple[int, int]]:
     """Shards of eleven positions."""
     return [(first, min(first + 11, n_ctx)) for first in range(0, n_ctx, 11)]
 
@@ -369,7 +370,7 @@ def test_a_latent_cache_larger_than_a_binding_works(embedded: SmallModel, device
         session.decode(7)
         found.append(session.last_logits())
         session.close()
-    rows = limit // (2 * embedded.config.latent_dim)
+    rows = limit // (PATHS[path].number_bytes * embedded.config.latent_dim)
     assert shards == [(0, rows), (rows, 2048)] and rows < len(tokens)
     # One token on a routing tie may go another way under other rounding, so the bulk is compared.
     assert np.median(np.abs(found[0] - found[1])) < 0.01 * np.std(found[0])

@@ -88,7 +88,7 @@ def test_unknown_names() -> None:
     assert str(caught.value) == "path 'gqa' is unknown, expected one of mla, mla-v, mha; choose one with --path"
     with pytest.raises(InputError) as caught:
         cache_bytes_per_token(GLM, CacheLayout.LATENT, "q5_0")
-    assert str(caught.value) == "cache type 'q5_0' is unknown, expected one of f16, q8_0, q4_0; choose one"
+    assert str(caught.value) == "cache type 'q5_0' is unknown, expected one of f32, f16, q8_0, q4_0; choose one"
     with pytest.raises(InputError) as caught:
         mix_types(GLM, "q3_k_s")
     assert str(caught.value) == (
@@ -102,7 +102,7 @@ def test_paths() -> None:
         ("mla-v", CacheLayout.LATENT_V, True, "f16"),
         ("mha", CacheLayout.PER_HEAD, False, "f16"),
     ]
-    assert get_path("mha") is PATHS["mha"]
+    assert get_path("mha") == PATHS["mha"]
 
 
 def test_glm_parameters() -> None:
@@ -176,3 +176,17 @@ def test_overrides() -> None:
     assert str(caught.value) == (
         "tensor blk.0.attn_k_b.weight has rows of 192, expected a multiple of 256 for Q4_K; choose another type for it"
     )
+
+
+def test_paths_over_a_cache_of_each_type() -> None:
+    assert get_path("mla") == PATHS["mla"] and get_path("mha", "f16").number_bytes == 2
+    wide = get_path("mla-v", "f32")
+    assert (wide.name, wide.layout, wide.number_bytes) == ("mla-v", CacheLayout.LATENT_V, 4)
+    assert cache_bytes_per_token(GLM, wide.layout, "f32") == 2 * cache_bytes_per_token(GLM, wide.layout, "f16")
+    for name, cache_type, expected in (
+        ("mlx", "f16", "path 'mlx' is unknown, expected one of mla, mla-v, mha; choose one with --path"),
+        ("mla", "q8_0", "cache type 'q8_0' has no kernel, expected one of f16, f32; choose one with --cache"),
+    ):
+        with pytest.raises(InputError) as caught:
+            get_path(name, cache_type)
+        assert str(caught.value) == expected
