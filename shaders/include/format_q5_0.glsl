@@ -7,8 +7,8 @@ Unit load_unit(uint g) {
     uint high = ~word(g * 5u); // q - 16 in five bits, signed
     [[unroll]] for (uint i = 0u; i < 4u; i++) {
         uint w = word(g * 5u + 1u + i);
-        r.q[i] = signed_fields((w & 0x0F0F0F0Fu) | spread_bits(high >> (4u * i)) << 4, 0, 5);
-        r.q[4u + i] = signed_fields(((w >> 4) & 0x0F0F0F0Fu) | spread_bits(high >> (16u + 4u * i)) << 4, 0, 5);
+        r.q[i] = signed_fields((w & 0x0F0F0F0Fu) | spread_bits(high >> (4u * i), 4), 0, 5);
+        r.q[4u + i] = signed_fields(((w >> 4) & 0x0F0F0F0Fu) | spread_bits(high >> (16u + 4u * i), 4), 0, 5);
     }
     r.da = packed_half(scale_base, g); r.ma = 0.0;
     r.db = r.da; r.mb = 0.0;

@@ -6,8 +6,8 @@ Unit load_unit(uint g) {
     uint high = word(g * 6u + 1u);
     [[unroll]] for (uint i = 0u; i < 4u; i++) {
         uint w = word(g * 6u + 2u + i);
-        r.q[i] = unsigned_fields((w & 0x0F0F0F0Fu) | spread_bits(high >> (4u * i)) << 4, 0, 8);
-        r.q[4u + i] = unsigned_fields(((w >> 4) & 0x0F0F0F0Fu) | spread_bits(high >> (16u + 4u * i)) << 4, 0, 8);
+        r.q[i] = unsigned_fields((w & 0x0F0F0F0Fu) | spread_bits(high >> (4u * i), 4), 0, 8);
+        r.q[4u + i] = unsigned_fields(((w >> 4) & 0x0F0F0F0Fu) | spread_bits(high >> (16u + 4u * i), 4), 0, 8);
     }
     vec2 d = unpackHalf2x16(word(g * 6u));
     r.da = d.x; r.ma = -d.y;

@@ -21,12 +21,14 @@ vec4 unsigned_fields(uint w, int at, int bits) {
                       bitfieldExtract(w, at + 16, bits), bitfieldExtract(w, at + 24, bits)));
 }
 
-// Bits 0..3 spread over the lowest bit of four bytes.
-uint spread_bits(uint bits) { return (bits & 1u) | (bits & 2u) << 7 | (bits & 4u) << 14 | (bits & 8u) << 21; }
+// Bits 0..3 spread over bit `to` of four bytes.
+uint spread_bits(uint bits, int to) {
+    return (bits & 1u) << to | (bits & 2u) << to + 7 | (bits & 4u) << to + 14 | (bits & 8u) << to + 21;
+}
 
 // Four bytes of 1..127, negated where bits 0..3 say so.
 uint negate_bytes(uint w, uint bits) {
-    uint ones = spread_bits(bits);
+    uint ones = spread_bits(bits, 0);
     return (w ^ ((ones << 8) - ones)) + ones;
 }
 
