@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -24,6 +25,43 @@ SHADER_ROOT = Path(__file__).resolve().parent.parent / "shaders"
 INCLUDE_ROOT = SHADER_ROOT / "include"
 _INCLUDE = re.compile(r'^\s*#\s*include\s+"([^"]+)"', re.MULTILINE)
 _FLAGS = ("-V", "--target-env", "vulkan1.1", "--quiet")
+# glslang's lines: "ERROR: FILE:LINE: text"; what has no place in a file only counts or sums up.
+_DIAGNOSTIC = re.compile(r"(ERROR|WARNING): (.+?):(\d+): (.*)")
+
+
+@dataclass(frozen=True)
+class Diagnostic:
+    """One complaint of the compiler: ``severity`` ERROR or WARNING, the file that the line is in, the line from 1."""
+
+    severity: str
+    file: Path
+    line: int
+    text: str
+
+    @property
+    def place(self) -> str:
+        """The file below the shaders' folder, and the line."""
+        inside = self.file.is_relative_to(SHADER_ROOT)
+        return f"{self.file.relative_to(SHADER_ROOT) if inside else self.file}:{self.line}"
+
+    def excerpt(self, around: int = 2) -> str:
+        """The line with its neighbours, numbered, the line itself marked; "" where the file cannot be read."""
+        try:
+            lines = self.file.read_text().splitlines()
+        except OSError:
+            return ""
+        first, last = max(1, self.line - around), min(len(lines), self.line + around)
+        return "\n".join(f"{'>' if n == self.line else ' '} {n:4} | {lines[n - 1]}" for n in range(first, last + 1))
+
+
+class ShaderError(InputError):
+    """A shader that does not compile, or not without warnings where those count; ``diagnostics`` in their order."""
+
+    def __init__(self, name: str, macros: Mapping[str, str], diagnostics: tuple[Diagnostic, ...], output: str) -> None:
+        first = f"{diagnostics[0].place}: {diagnostics[0].text.strip()}" if diagnostics else output
+        variant = " ".join(macros) if macros else "no macros"
+        super().__init__(f"shader {name} does not compile ({variant}): {first}; correct that line")
+        self.diagnostics = diagnostics
 
 
 def cache_folder() -> Path:
@@ -55,27 +93,35 @@ def _read(path: Path) -> str:
         ) from error
 
 
-def _sources(path: Path, seen: dict[Path, str]) -> dict[Path, str]:
-    """``path`` and all that it includes, under whatever condition."""
-    if path in seen:
-        return seen
-    seen[path] = _read(path)
-    for name in _INCLUDE.findall(seen[path]):
-        _sources(INCLUDE_ROOT / name, seen)
-    return seen
+def forget_sources() -> None:
+    """Read every source again when it is next needed: they are otherwise read once a process."""
+    _read.cache_clear()
+
+
+def sources(path: Path) -> dict[Path, str]:
+    """The text of ``path`` and of all that it includes, under whatever condition."""
+    found: dict[Path, str] = {}
+    wanted = [path]
+    while wanted:
+        part = wanted.pop()
+        if part not in found:
+            found[part] = _read(part)
+            wanted += [INCLUDE_ROOT / name for name in _INCLUDE.findall(found[part])]
+    return found
 
 
 def compile_shader(name: str, macros: Mapping[str, str]) -> bytes:
-    """SPIR-V of ``shaders/NAME`` with ``macros`` defined.
+    """SPIR-V of ``shaders/NAME`` with ``macros`` defined, from the cache where it is there.
 
     Raises:
-        InputError: the source is missing or does not compile; the message carries the compiler's first error line.
+        ShaderError: it does not compile; the message carries the first error and its place.
+        InputError: the source is missing, or the cache cannot be written.
         DeviceError: there is no compiler.
     """
     path, version = compiler()
     source = SHADER_ROOT / name
     digest = hashlib.sha256("\0".join((version, *_FLAGS, *(f"{k}={v}" for k, v in sorted(macros.items())))).encode())
-    for part, text in sorted(_sources(source, {}).items()):
+    for part, text in sorted(sources(source).items()):
         digest.update(f"\0{part.name}\0{text}".encode())
     entry = cache_folder() / f"{source.stem}-{digest.hexdigest()[:32]}.spv"
     if entry.is_file():
@@ -90,17 +136,32 @@ def compile_shader(name: str, macros: Mapping[str, str]) -> bytes:
         ) from error
     os.close(handle)
     try:
-        defines = [f"-D{k}={v}" for k, v in macros.items()]
-        command = [path, *_FLAGS, f"-I{INCLUDE_ROOT}", *defines, "-o", temporary, str(source)]
-        run = subprocess.run(command, capture_output=True, text=True, check=False)
-        if run.returncode != 0:
-            lines = (
-                [line for line in run.stdout.splitlines() if "ERROR" in line]
-                or run.stdout.splitlines()
-                or ["no output"]
-            )
-            raise InputError(f"shader {name} does not compile with {dict(macros)}: {lines[0]}")
+        _run_compiler(path, source, macros, temporary)
         Path(temporary).replace(entry)
     finally:
         Path(temporary).unlink(missing_ok=True)
     return entry.read_bytes()
+
+
+def compile_strictly(name: str, macros: Mapping[str, str]) -> bytes:
+    """As ``compile_shader``, but anew, and a warning is an error."""
+    path, _ = compiler()
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "module.spv"
+        warnings = _run_compiler(path, SHADER_ROOT / name, macros, str(out))
+        if warnings:
+            raise ShaderError(name, macros, warnings, "")
+        return out.read_bytes()
+
+
+def _run_compiler(compiler: str, source: Path, macros: Mapping[str, str], out: str) -> tuple[Diagnostic, ...]:
+    """Write the module to ``out``; returns the warnings. ShaderError for anything worse."""
+    defines = [f"-D{k}={v}" for k, v in macros.items()]
+    command = [compiler, *_FLAGS, f"-I{INCLUDE_ROOT}", *defines, "-o", out, str(source)]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    found = tuple(Diagnostic(m[1], Path(m[2]), int(m[3]), m[4]) for m in _DIAGNOSTIC.finditer(run.stdout))
+    if run.returncode != 0:
+        errors = tuple(d for d in found if d.severity == "ERROR")
+        said = " ".join((run.stdout + run.stderr).split()) or f"the compiler ended with status {run.returncode}"
+        raise ShaderError(source.name, macros, errors, said)
+    return found

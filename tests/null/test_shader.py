@@ -30,7 +30,7 @@ class Tree:
 
     def write(self, name: str, text: str) -> None:
         (self.root / "shaders" / name).write_text(text)
-        shader._read.cache_clear()
+        shader.forget_sources()
 
     def entries(self) -> list[str]:
         return sorted(p.name for p in (self.root / "cache").rglob("*") if p.is_file())
@@ -97,12 +97,48 @@ def test_anything_that_matters_is_part_of_the_key(tree: Tree, monkeypatch: pytes
 
 def test_failure_is_one_line_and_leaves_nothing_behind(tree: Tree) -> None:
     tree.write("broken.comp", SOURCE.replace("factor() *", "no_such_function() *"))
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(shader.ShaderError) as caught:
         shader.compile_shader("broken.comp", {"FACTOR": "3.0"})
-    message = str(caught.value)
-    assert message.startswith("shader broken.comp does not compile with {'FACTOR': '3.0'}: ERROR: ")
-    assert "no_such_function" in message and "\n" not in message
+    assert str(caught.value) == (
+        "shader broken.comp does not compile (FACTOR): broken.comp:6: 'no_such_function' : no matching overloaded "
+        "function found; correct that line"
+    )
     assert tree.entries() == []
+
+
+def test_an_error_is_shown_in_the_file_that_it_is_in(tree: Tree) -> None:
+    tree.write("include/inner.glsl", "// a comment\nfloat inner() {\n    return absent;\n}\n")
+    with pytest.raises(shader.ShaderError) as caught:
+        shader.compile_shader("one.comp", {"FACTOR": "3.0"})
+    first = caught.value.diagnostics[0]
+    assert (first.severity, first.place) == ("ERROR", "include/inner.glsl:3")
+    assert first.excerpt(1) == "     2 | float inner() {\n>    3 |     return absent;\n     4 | }"
+
+
+def test_a_file_that_is_missing_is_named_by_the_line_that_includes_it(tree: Tree) -> None:
+    """glslang's own words: what is included is read before it is compiled."""
+    tree.write("one.comp", SOURCE.replace("outer.glsl", "absent.glsl"))
+    with pytest.raises(InputError) as caught:
+        shader.compile_shader("one.comp", {})
+    assert str(caught.value) == (
+        f"shader source absent.glsl cannot be read (No such file or directory); expected it in {tree.root}/shaders; "
+        "install again"
+    )
+
+
+def test_a_warning_is_an_error_where_it_is_asked_for(tree: Tree) -> None:
+    tree.write("warns.comp", SOURCE.replace("#extension", "#extension GL_KHR_unheard_of : enable\n#extension", 1))
+    shader.compile_shader("warns.comp", {"FACTOR": "3.0"})
+    with pytest.raises(shader.ShaderError) as caught:
+        shader.compile_strictly("warns.comp", {"FACTOR": "3.0"})
+    assert str(caught.value) == (
+        "shader warns.comp does not compile (FACTOR): warns.comp:2: '#extension' : extension not supported: "
+        "GL_KHR_unheard_of; correct that line"
+    )
+    assert caught.value.diagnostics[0].severity == "WARNING"
+    assert shader.compile_strictly("one.comp", {"FACTOR": "3.0"}) == shader.compile_shader(
+        "one.comp", {"FACTOR": "3.0"}
+    )
 
 
 def test_missing_source_is_named(tree: Tree) -> None:
