@@ -32,18 +32,18 @@ SIZES: dict[str, Any] = {
     "n_nextn": 0,
     "rms_eps": 1e-6,
 }
+GLM = replace(PRESETS["glm-4.7-flash"], **SIZES, q_lora=256)
+# llama.cpp tells uncompressed queries by the layer count alone; few of them route, so that no tie is near.
+LITE = replace(PRESETS["deepseek-v2-lite"], **SIZES | {"n_layer": 27, "n_dense": 25})
+GROUPS: dict[str, Any] = {"n_group": 4, "n_group_used": 2}
+V3 = replace(PRESETS["deepseek-v3"], **SIZES, **GROUPS, q_lora=256, yarn=Yarn(40.0, 64, log_multiplier=0.1))
 CONFIGS: dict[str, ModelConfig] = {
-    "glm": replace(PRESETS["glm-4.7-flash"], **SIZES, q_lora=256),
-    # llama.cpp tells uncompressed queries by the layer count alone; few of them route, so that no tie is near
-    "v2-lite": replace(PRESETS["deepseek-v2-lite"], **SIZES | {"n_layer": 27, "n_dense": 25}),
-    "v3": replace(
-        PRESETS["deepseek-v3"],
-        **SIZES,
-        q_lora=256,
-        n_group=4,
-        n_group_used=2,
-        yarn=Yarn(factor=40.0, n_ctx_orig=64, log_multiplier=0.1),
-    ),
+    "glm": GLM,
+    "v2-lite": LITE,
+    "v3": V3,
+    "v2": replace(PRESETS["deepseek-v2"], **SIZES, **GROUPS, q_lora=256, yarn=Yarn(40.0, 64, log_multiplier=0.0707)),
+    "glm joint": replace(GLM, split_kv_b=False, fused_gate_up=True),
+    "v3 dense": replace(V3, n_dense=3, tied_output=True),
 }
 PROMPT_LENGTHS = (7, 64, 300)
 MARGIN = 1e-4  # between router scores; f32 moves them by some 1e-6
@@ -75,7 +75,7 @@ class RandomFile:
 def random_file(folder: Path, family: str, mix: str, overrides: tuple[tuple[str, Q], ...] = ()) -> RandomFile:
     """Write and open a file of one of ``CONFIGS``."""
     folder.mkdir()
-    path = folder / f"{family}.gguf"
+    path = folder / f"{family.replace(' ', '-')}.gguf"
     write_synthetic(CONFIGS[family], path, mix, 1, overrides)
     gguf = GGUFFile.open(path)
     return RandomFile(path, gguf, Reference.from_gguf(gguf))

@@ -6,6 +6,7 @@ import numpy as np
 
 from model.config import ModelConfig
 
+# By the first word of a configuration's name.
 FAMILIES = {"glm": "Glm4MoeLite", "v2-lite": "DeepseekV2", "v2": "DeepseekV2", "v3": "DeepseekV3"}
 BLOCK = {
     "attn_norm": "input_layernorm",
@@ -45,7 +46,7 @@ def _rope(c: ModelConfig) -> dict[str, Any]:
 
 def their_config(transformers: Any, family: str, c: ModelConfig) -> Any:
     """``c`` as the configuration class of one of FAMILIES."""
-    name = FAMILIES[family]
+    name = FAMILIES[family.split()[0]]
     extra: dict[str, Any] = {}
     if name != "Glm4MoeLite":
         extra["first_k_dense_replace"] = c.n_dense
@@ -101,8 +102,7 @@ def their_weights(weights: dict[str, np.ndarray], c: ModelConfig) -> dict[str, n
                 out[f"{theirs}{their_name}.weight"] = weights[f"{ours}{name}.weight"]
         out[f"{theirs}self_attn.kv_b_proj.weight"] = _joint_kv_b(weights, ours, c)
         if c.is_moe(i):
-            gate, up = weights[f"{ours}ffn_gate_exps.weight"], weights[f"{ours}ffn_up_exps.weight"]
-            out[f"{theirs}mlp.experts.gate_up_proj"] = np.concatenate([gate, up], axis=1)
+            out[f"{theirs}mlp.experts.gate_up_proj"] = _fused_gate_up(weights, ours, c)
             out[f"{theirs}mlp.experts.down_proj"] = weights[f"{ours}ffn_down_exps.weight"]
             if c.expert_bias:
                 out[f"{theirs}mlp.gate.e_score_correction_bias"] = weights[f"{ours}exp_probs_b.bias"]
@@ -116,6 +116,12 @@ def _joint_kv_b(weights: dict[str, np.ndarray], prefix: str, c: ModelConfig) -> 
     return np.concatenate([k_b.transpose(0, 2, 1), v_b], axis=1).reshape(-1, c.kv_lora)
 
 
+def _fused_gate_up(weights: dict[str, np.ndarray], prefix: str, c: ModelConfig) -> np.ndarray:
+    if c.fused_gate_up:
+        return weights[f"{prefix}ffn_gate_up_exps.weight"]
+    return np.concatenate([weights[f"{prefix}ffn_{name}_exps.weight"] for name in ("gate", "up")], axis=1)
+
+
 class TheirModel:
     """A transformers model that holds our weights; every one of its parameters must be given."""
 
@@ -125,7 +131,7 @@ class TheirModel:
 
         self._torch = torch
         their = their_config(transformers, family, config)
-        self._model = getattr(transformers, f"{FAMILIES[family]}ForCausalLM")(their).eval().float()
+        self._model = getattr(transformers, f"{FAMILIES[family.split()[0]]}ForCausalLM")(their).eval().float()
         slots = {**dict(self._model.named_parameters()), **dict(self._model.named_buffers())}
         values = their_weights(weights, config)
         missing = {n for n in slots if "inv_freq" not in n} ^ set(values)
