@@ -13,6 +13,7 @@ from tokenizers import Tokenizer as Engine
 
 from model.pretokenizers import PreTokenizer
 from model.vocabulary import Vocabulary
+from vkbackend.errors import InputError, quoted
 
 SPACE = "\u2581"
 _LINES = re.compile(r"[^\n]+|\n+")
@@ -46,55 +47,64 @@ class BytePairs:
     """Text -> ids of one vocabulary. ``unknown_bytes``: those that no token has; ``encode`` leaves them out."""
 
     def __init__(self, vocabulary: Vocabulary, merges: Iterable[str], pre: PreTokenizer) -> None:
+        """Raises InputError on a merge that is not of two tokens into a third."""
         self._ids = vocabulary.ids
+        self._where = vocabulary.where
         self._pre = pre
-        pairs: dict[tuple[str, str], None] = {}  # the first of equal merges gives the rank
-        for merge in merges:
-            # From the second character on: a token that is one space would be written as itself.
-            cut = merge.find(" ", 1)
-            if 0 < cut < len(merge) - 1:
-                pairs[merge[:cut], merge[cut + 1 :]] = None
-        self._extra = self._beyond_vocabulary(pairs)
-        extra_ids = {text: len(self._ids) + i for i, text in enumerate(self._extra)}
+        spelled = byte_token if pre.spaces else BYTE_CHARACTERS.__getitem__
+        missing = {b: spelled(b) for b in range(256) if spelled(b) not in self._ids}
+        self._all_bytes = not missing
+        self.unknown_bytes = frozenset() if pre.spaces else frozenset(missing)
+        # Bytes without a token take part all the same: what stands on both sides of one must not merge.
+        extra = {} if pre.spaces else {text: len(self._ids) + i for i, text in enumerate(missing.values())}
         self._engine = Engine(
             models.BPE(
-                vocab=self._ids | extra_ids,
-                merges=list(pairs),
-                byte_fallback=pre.spaces,
+                vocab=self._ids | extra,
+                merges=self._pairs(merges),
+                byte_fallback=pre.spaces and self._all_bytes,
                 ignore_merges=pre.ignore_merges,
             )
         )
         if not pre.spaces:
             self._engine.pre_tokenizer = _words(pre)
-        spelled = byte_token if pre.spaces else BYTE_CHARACTERS.__getitem__
-        self.unknown_bytes = frozenset(b for b in range(256) if spelled(b) not in self._ids)
 
-    def _beyond_vocabulary(self, pairs: Iterable[tuple[str, str]]) -> dict[str, list[int]]:
-        """What merging can give that is no token, and the ids that it falls apart into: its ASCII characters' alone."""
-        texts = set() if self._pre.spaces else set(BYTE_CHARACTERS.values())
-        texts.update(text for left, right in pairs for text in (left, right, left + right))
-        return {
-            text: [self._ids[c] for c in text if c.isascii() and c in self._ids]
-            for text in sorted(texts - self._ids.keys())
-        }
+    def _pairs(self, merges: Iterable[str]) -> list[tuple[str, str]]:
+        pairs: dict[tuple[str, str], None] = {}  # the first of equal merges gives the rank
+        for index, merge in enumerate(merges):
+            # From the second character on: a token may begin with a space where spaces are not respelled.
+            cut = merge.find(" ", 1)
+            left, right = merge[:cut], merge[cut + 1 :]
+            if cut < 0 or not {left, right, left + right} <= self._ids.keys():
+                raise InputError(
+                    f"{self._where}: key tokenizer.ggml.merges entry {index} is {quoted(merge)}, expected two tokens "
+                    "of the vocabulary whose union is one too; convert the model again"
+                )
+            pairs[left, right] = None
+        return list(pairs)
 
     def encode(self, text: str) -> list[int]:
-        """Ids of ``text``, in which special tokens are plain characters."""
+        """Ids of ``text``, in which special tokens are plain characters.
+
+        Raises InputError where neither a character nor its bytes have tokens, in a vocabulary that respells spaces.
+        """
         if not self._pre.spaces:
-            return self._merged(text)
-        ids: list[int] = []
+            ids: list[int] = self._engine.encode(text, add_special_tokens=False).ids
+            return [i for i in ids if i < len(self._ids)] if self.unknown_bytes else ids
+        ids = []
         for line in _LINES.findall(text.replace(" ", SPACE)):
             known = self._ids.get(line) if self._pre.newlines and line[0] == "\n" else None
-            ids += self._merged(line) if known is None else [known]
+            ids += self._spaced(line) if known is None else [known]
         return ids
 
-    def _merged(self, text: str) -> list[int]:
-        ids: list[int] = self._engine.encode(text, add_special_tokens=False).ids
-        if not self._extra or max(ids, default=0) < len(self._ids):
-            return ids
-        apart = list(self._extra.values())
-        n = len(self._ids)
-        return [token for i in ids for token in ([i] if i < n else apart[i - n])]
+    def _spaced(self, line: str) -> list[int]:
+        if not self._all_bytes:
+            for character in set(line) - self._ids.keys():
+                raise InputError(
+                    f"{self._where}: key tokenizer.ggml.tokens has no token for {character!a} and not one for each "
+                    "byte, expected either; convert the model again with its whole vocabulary"
+                )
+        ids: list[int] = self._engine.encode(line, add_special_tokens=False).ids
+        return ids
 
     def token_bytes(self, text: str) -> bytes:
         """The bytes of a normal token's text."""

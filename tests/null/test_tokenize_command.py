@@ -94,8 +94,8 @@ def test_bytes_without_a_token_are_told(capsys: Captured, tmp_path: Path) -> Non
     path = tmp_path / "v.gguf"
     writer = GGUFWriter(path, "gpt2")
     writer.add_tokenizer_model("gpt2")
-    writer.add_token_list(["a"])
-    writer.add_token_merges(["b c"])
+    writer.add_token_list(["a", "aa"])
+    writer.add_token_merges(["a a"])
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.close()

@@ -153,6 +153,14 @@ def test_end_token_known_by_its_name() -> None:
             {"ggml.merges": 3},
             "m.gguf: key tokenizer.ggml.merges is no list of strings, expected one; convert the model again",
         ),
+        *(
+            (
+                {"ggml.merges": [merge]},
+                f"m.gguf: key tokenizer.ggml.merges entry 0 is {merge!r}, expected two tokens of the vocabulary whose "
+                "union is one too; convert the model again",
+            )
+            for merge in ("q z", "a \u4e16", "ab", "a ", "")
+        ),
         (
             {"ggml.scores": ["a"]},
             "m.gguf: key tokenizer.ggml.scores is no list of numbers, expected one; convert the model again",
@@ -203,11 +211,3 @@ def test_a_byte_without_a_token_is_left_out_and_told() -> None:
     left, right = merges[0].split(" ")
     assert len(tokenizer.encode(left + right)) == 1
     assert len(tokenizer.encode(f"{left}#{right}")) == 2
-
-
-def test_a_merge_whose_union_is_no_token_falls_apart() -> None:
-    tokens = trained("gpt-2")["tokenizer.ggml.tokens"]
-    q, z = tokens.index("q"), tokens.index("z")
-    tokenizer = make(**{"ggml.merges": ["q z", "q \u4e16", "a", "a "]})
-    assert "qz" not in tokens
-    assert tokenizer.encode("qzq") == [q, z, q]

@@ -6,6 +6,7 @@ import pytest
 
 from model.tokenizer import Tokenizer
 from model.vocabulary import Keys, Kind, read_vocabulary
+from vkbackend.errors import InputError
 
 
 def read(tokens: list[str], types: list[int] | None = None, **keys: Any) -> Any:
@@ -102,6 +103,18 @@ def test_gemma_4_merges_utf_8_and_keeps_runs_of_line_feeds() -> None:
     ids = tokenizer.encode(text)
     assert ids == [257, 260, 259, 257, 258, 261, 0xE4, 0xB8, 0x97]
     assert tokenizer.decode(ids[1:]) == text
+
+
+def test_gemma_4_without_all_bytes_refuses_what_it_cannot_write() -> None:
+    keys = {"model": "gemma4", "tokens": ["a", "\u2581", "<0x0A>", "\u2581a"], "merges": ["\u2581 a"]}
+    tokenizer = Tokenizer({f"tokenizer.ggml.{k}": v for k, v in keys.items()}, "m.gguf")
+    assert tokenizer.encode("a a") == [0, 3]
+    with pytest.raises(InputError) as error:
+        tokenizer.encode("a\u4e16")
+    assert str(error.value) == (
+        "m.gguf: key tokenizer.ggml.tokens has no token for '\\u4e16' and not one for each byte, expected either; "
+        "convert the model again with its whole vocabulary"
+    )
 
 
 def test_unused_tokens_and_bytes_have_their_texts() -> None:
