@@ -92,7 +92,7 @@ class BytePairs:
             return [i for i in ids if i < len(self._ids)] if self.unknown_bytes else ids
         ids = []
         for line in _LINES.findall(text.replace(" ", SPACE)):
-            known = self._ids.get(line) if self._pre.newlines and line[0] == "\n" else None
+            known = self._ids.get(line) if self._pre.gemma4 and line[0] == "\n" else None
             ids += self._spaced(line) if known is None else [known]
         return ids
 

@@ -32,7 +32,8 @@ class PreTokenizer:
     ``ignore_merges``: a word that is a token stands for itself, whatever the merges give. ``add_bos``: where the file
     does not say. ``bos``: the id where the file names none. ``spaces``: words are UTF-8 with U+2581 for a space and
     unknown characters fall back to <0xXX> tokens, in place of GPT-2's printable characters for bytes.
-    ``newlines``: a run of line feeds that is a token stands for itself.
+    ``gemma4``: a run of line feeds that is a token stands for itself, and a text has its first token whatever the file
+    says.
     """
 
     patterns: tuple[str, ...]
@@ -40,7 +41,7 @@ class PreTokenizer:
     add_bos: bool = False
     bos: int | None = 11
     spaces: bool = False
-    newlines: bool = False
+    gemma4: bool = False
 
 
 def _of(*patterns: str, **more: Any) -> PreTokenizer:
@@ -150,7 +151,7 @@ _LLAMA3 = _of(_llama3(), ignore_merges=True, add_bos=True)
 _GLM4 = _of(_llama3(), bos=None, ignore_merges=True)
 _QWEN = _of(_QWEN2)
 _GPT4O = _of(_gpt4o(_UPPER, _LOWER))
-_GEMMA4 = _of(spaces=True, newlines=True, add_bos=True)
+_GEMMA4 = _of(spaces=True, gemma4=True)
 _TINY_AYA = _of(*_DIGITS_FROM_THE_RIGHT, _gpt4o(_MARKED, _MARKED))
 _BAILING = _of(
     r"'(?:[sSdDmMtT]|[lL][lL]|[vV][eE]|[rR][eE])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"

@@ -36,6 +36,7 @@ class Tokenizer:
         keys = Keys(kv, where)
         kind = keys.require("model")
         self._pieces: BytePairs | SentencePieces
+        always_bos = False
         if kind in BPE_MODELS:
             pre = _pre_tokenizer(keys, kind)
             merges_needed = pre is not PRETOKENIZERS["kimi-k2"]
@@ -44,7 +45,7 @@ class Tokenizer:
             bos, eos = (None, None) if kind == "gemma4" else (pre.bos, _BPE_DEFAULT_EOS)
             self._vocabulary = read_vocabulary(keys, bos, eos, pre.add_bos)
             self._pieces = BytePairs(self._vocabulary, merges, pre)
-            self._space_prefix = False
+            self._space_prefix, always_bos = False, pre.gemma4
         elif kind == SPM_MODEL:
             self._vocabulary = read_vocabulary(keys, *_SPM_DEFAULTS, add_bos=True)
             self._pieces = SentencePieces(self._vocabulary)
@@ -58,7 +59,7 @@ class Tokenizer:
         self.bos = self._vocabulary.bos
         self.eos = self._vocabulary.eos
         self.eog = self._vocabulary.eog
-        self.add_bos = self._vocabulary.add_bos
+        self.add_bos = self._vocabulary.add_bos or (always_bos and self.bos is not None)
         self.add_eos = self._vocabulary.add_eos
         self.unknown_bytes = self._pieces.unknown_bytes
 

@@ -97,7 +97,7 @@ def test_words_that_are_tokens_stand_for_themselves_where_merges_are_ignored() -
 def test_gemma_4_merges_utf_8_and_keeps_runs_of_line_feeds() -> None:
     tokens = [f"<0x{byte:02X}>" for byte in range(256)] + ["\u2581", "a", "\n", "\n\n", "\u2581a", "\u4e16"]
     keys = {"model": "gemma4", "tokens": tokens, "merges": ["\u2581 a"], "token_type": [6] * 256 + [1] * 6}
-    keys |= {"bos_token_id": 257}
+    keys |= {"bos_token_id": 257, "add_bos_token": False}
     tokenizer = Tokenizer({f"tokenizer.ggml.{k}": v for k, v in keys.items()}, "m.gguf")
     text = " a\n\na\n\u4e16\u4e17"
     ids = tokenizer.encode(text)
