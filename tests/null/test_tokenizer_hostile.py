@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from model.pretokenizers import PRETOKENIZERS
-from tests.null.small_vocabulary import make, trained
-from vkbackend.errors import InputError
+from tests.null.small_vocabulary import TEXT, make, trained
+from vkbackend.errors import InputError, quoted
 
 N = len(trained("gpt-2")["tokenizer.ggml.tokens"])
 AGAIN = "convert the model again"
@@ -84,16 +84,27 @@ def test_token_types_that_do_not_exist(number: int) -> None:
     assert tokenizer.decode(tokenizer.encode("ab")) == ""
 
 
-def test_merges_without_sense_are_passed_over() -> None:
-    merges = ["", " ", "  ", "a", "a ", " a", "a b c", "\0", "q z" * 10_000, "\u4e16 \u754c", *["a b"] * 1000]
-    tokenizer = make(**{"ggml.merges": merges})
-    assert tokenizer.decode(tokenizer.encode("ab \u4e16\u754c", add_bos=False)) == "ab \u4e16\u754c"
+@pytest.mark.parametrize("merge", ["", " ", "  ", "a", "a ", " a", "a b c", "\0", "q z" * 10_000, "\u4e16 \u754c"])
+def test_merges_without_sense_are_refused(merge: str) -> None:
+    with pytest.raises(InputError) as error:
+        make(**{"ggml.merges": [merge]})
+    assert str(error.value) == (
+        f"m.gguf: key tokenizer.ggml.merges entry 0 is {quoted(merge)}, expected two tokens of the vocabulary whose "
+        "union is one too; convert the model again"
+    )
+
+
+def test_of_merges_that_come_twice_the_first_counts() -> None:
+    merges = trained("gpt-2")["tokenizer.ggml.merges"]
+    twice = make(**{"ggml.merges": [*merges, *reversed(merges)]})
+    assert [twice.encode(text) for text in TEXT] == [make().encode(text) for text in TEXT]
 
 
 def test_a_vocabulary_of_control_tokens_alone_takes_no_time() -> None:
     """Each is looked for in the text; one after the other, not all against each place."""
     tokens = [f"<|{i}|>" for i in range(100_000)]
-    tokenizer = make(**{"ggml.tokens": tokens, "ggml.token_type": [3] * len(tokens), "ggml.eos_token_id": 0})
+    keys = {"ggml.tokens": tokens, "ggml.token_type": [3] * len(tokens), "ggml.eos_token_id": 0, "ggml.merges": []}
+    tokenizer = make(**keys)
     started = time.process_time()
     assert tokenizer.encode("<|99999|><|0|>" * 50, add_bos=False) == [99_999, 0] * 50
     assert time.process_time() - started < 10
