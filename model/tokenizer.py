@@ -122,6 +122,8 @@ class Tokenizer:
         """The text of ``tokens``; bytes that form no character become U+FFFD.
 
         The space that ``encode`` puts before a SentencePiece text, and after each special token in it, is taken off.
+        Spaces before punctuation stay: llama.cpp's llama_detokenize removes them for some vocabularies, and so loses
+        text; what it prints while generating keeps them.
         """
         stream = self.stream(skip_control, begins=True)
         return "".join(map(stream.add, tokens)) + stream.finish()

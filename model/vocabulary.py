@@ -169,7 +169,8 @@ def read_vocabulary(keys: Keys, bos: int | None, eos: int | None, add_bos: bool)
     eog.update(token for token in (found_eos, keys.token_id("eot", n), keys.token_id("eom", n)) if token is not None)
     _exceptions(ids, kinds, eog)
     marked = [i for i, kind in enumerate(kinds) if kind & MARKED]
-    # The longest first, in bytes: a shorter one is found in what they leave.
+    # The longest first, in bytes: a shorter one is found in what they leave. Of equal ones the first; there llama.cpp's
+    # order is its compiler's, and matters where two of one length overlap in a text.
     marked.sort(key=lambda i: -len(tokens[i].encode()))
     return Vocabulary(
         keys.where,

@@ -2,6 +2,7 @@
 
 import io
 import json
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -63,6 +64,16 @@ def test_one_list_per_text_in_the_order_given(capsys: Captured, tmp_path: Path) 
 def test_the_embedded_model_and_standard_input(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(b"The history of\r\n")))
     assert run(capsys, "-p", "-", "-p", "The history of\r\n") == [[432, 357, 90, 761, 274, 208, 205]] * 2
+
+
+def test_no_device_is_touched() -> None:
+    """Not even the module that could is loaded."""
+    code = (
+        "import sys; from harness.cli import main; assert main(['tokenize', '-p', 'a']) == 0; "
+        "print(sorted(m for m in sys.modules if m in ('kp', 'vulkan', 'vkbackend.device', 'model.engine')))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[71]\n[]\n"
 
 
 def test_errors(capsys: Captured, tmp_path: Path) -> None:
