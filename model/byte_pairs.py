@@ -69,12 +69,13 @@ class BytePairs:
             self._engine.pre_tokenizer = _words(pre)
 
     def _pairs(self, merges: Iterable[str]) -> list[tuple[str, str]]:
+        ids = self._ids
         pairs: dict[tuple[str, str], None] = {}  # the first of equal merges gives the rank
         for index, merge in enumerate(merges):
             # From the second character on: a token may begin with a space where spaces are not respelled.
             cut = merge.find(" ", 1)
             left, right = merge[:cut], merge[cut + 1 :]
-            if cut < 0 or not {left, right, left + right} <= self._ids.keys():
+            if cut < 0 or left not in ids or right not in ids or left + right not in ids:
                 raise InputError(
                     f"{self._where}: key tokenizer.ggml.merges entry {index} is {quoted(merge)}, expected two tokens "
                     "of the vocabulary whose union is one too; convert the model again"

@@ -29,11 +29,8 @@ class Kind(IntFlag):
     UNUSED = 16
     BYTE = 32
 
-    @classmethod
-    def of_type(cls, number: int) -> "Kind":
-        return cls(1 << (number - 1)) if 1 <= number <= 6 else cls.UNDEFINED
 
-
+_TYPES = {number: Kind(1 << (number - 1)) for number in range(1, 7)}
 HIDDEN = Kind.CONTROL | Kind.UNKNOWN  # not shown to a reader, and only recognised in text that is trusted
 MARKED = HIDDEN | Kind.USER_DEFINED  # cut out of the text before it is split into words
 
@@ -163,7 +160,7 @@ def read_vocabulary(keys: Keys, bos: int | None, eos: int | None, add_bos: bool)
             f"{ids[tokens[i]]}, expected each text once; convert the model again"
         )
     n = len(tokens)
-    kinds = [Kind.of_type(number) for number in keys.numbers("token_type", n, 1)]
+    kinds = [_TYPES.get(number, Kind.UNDEFINED) for number in keys.numbers("token_type", n, 1)]
     found_bos, found_eos = keys.token_id("bos", n, bos), keys.token_id("eos", n, eos)
     eog = _named(keys, ids, kinds)
     eog.update(token for token in (found_eos, keys.token_id("eot", n), keys.token_id("eom", n)) if token is not None)
