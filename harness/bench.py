@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
         from harness.startup import measure_startup
 
         return measure_startup(args, gguf.path)
-    model = load_model(gguf, open_device(args.device, memory_fraction=args.memory_fraction))
+    model = load_model(gguf, config, open_device(args.device, memory_fraction=args.memory_fraction))
     rows, lost = [], None
     try:
         for row in measure(model, config, path, args):

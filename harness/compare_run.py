@@ -62,7 +62,7 @@ def measure_model(job: "Job", args: argparse.Namespace) -> Measured:
     from vkbackend.peaks import measure_peaks
 
     budget = available_bytes(device) if args.memory is None else args.memory  # weights and cache, as none is there
-    model = load_model(gguf, device)
+    model = load_model(gguf, config, device)
     peaks_before = measure_peaks(device)
     weights = Weights(model.weight_bytes, model.active_weight_bytes, "the file's own tensors")
     bench = Bench(config, weights, budget, Plan(args.decode, args.repeats))

@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
     n_ctx = len(prompt) + args.tokens
     warn_beyond_training(config, n_ctx)
     device = open_device(args.device, memory_fraction=args.memory_fraction)
-    session = open_session(load_model(gguf, device, path, n_ctx, args.chunk), path, n_ctx, args.chunk)
+    session = open_session(load_model(gguf, config, device, path, n_ctx, args.chunk), path, n_ctx, args.chunk)
     lost, finish = None, "length"
     decoder = tokenizer.stream()
     show = _silent if options.json_to_stdout(args) else _write

@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     # The output file is opened before the work: a place that cannot be written is found out now.
     with replacing(args.output) as stream:
         device = open_device(args.device, memory_fraction=args.memory_fraction)
-        model = load_model(gguf, device, path, len(tokens), args.chunk)
+        model = load_model(gguf, config, device, path, len(tokens), args.chunk)
         session = open_session(model, path, len(tokens), args.chunk)
         try:
             logits = np.empty((len(tokens), config.n_vocab), np.float32)

@@ -40,17 +40,22 @@ def open_file(args: argparse.Namespace) -> "tuple[GGUFFile, ModelConfig]":
 
 
 def load_model(
-    gguf: "GGUFFile", device: "Device", path: "Path | None" = None, n_ctx: int = 0, chunk: int | None = None
+    gguf: "GGUFFile",
+    config: "ModelConfig",
+    device: "Device",
+    path: "Path | None" = None,
+    n_ctx: int = 0,
+    chunk: int | None = None,
 ) -> "Model":
-    """The model on an open device.
+    """The model that ``open_file`` opened, on an open device.
 
     Raises DeviceError when the device cannot hold the weights or, where ``path`` tells of a session to be opened next,
     that session beside them: before the weights are read.
     """
     from model.engine import Model  # not at the top: without a Vulkan loader importing it is a traceback
 
-    model = Model.load(gguf, device, path, n_ctx, chunk)
-    note_assumed_gating(gguf, model.config)
+    model = Model.load(gguf, device, path, n_ctx, chunk, config)
+    note_assumed_gating(gguf, config)
     return model
 
 
@@ -69,10 +74,22 @@ def note_assumed_gating(gguf: "GGUFFile", config: "ModelConfig") -> None:
 
 
 def open_session(model: "Model", path: "Path", n_ctx: int, chunk: int | None) -> "Session":
-    """A session for `n_ctx` tokens along `path`. Raises DeviceError when its buffers do not fit the device."""
+    """A session for `n_ctx` tokens along `path`; a model's first is tried out (harness/smoke.py).
+
+    Raises DeviceError when its buffers do not fit the device, or when the model's logits are not finite.
+    """
+    from harness.smoke import try_out
     from model.engine import Session
 
-    return Session(model, path, n_ctx, chunk)
+    session = Session(model, path, n_ctx, chunk)
+    if not model.tried_out:
+        try:
+            try_out(session)
+        except BaseException:
+            session.close()
+            raise
+        model.tried_out = True
+    return session
 
 
 def warn_beyond_training(config: "ModelConfig", n_ctx: int) -> None:

@@ -81,9 +81,9 @@ def first_token(args: argparse.Namespace) -> dict[str, Any]:
     from model.layout import get_path
     from vkbackend.device import open_device
 
-    gguf, _ = open_file(args)
+    gguf, config = open_file(args)
     done("file checked")
-    model = load_model(gguf, open_device(args.device, memory_fraction=args.memory_fraction))
+    model = load_model(gguf, config, open_device(args.device, memory_fraction=args.memory_fraction))
     done("model loaded")
     session = open_session(model, get_path(args.path, args.cache), 256, None)
     done("session ready")

@@ -36,6 +36,7 @@ class Model:
     def __init__(self, gguf: GGUFFile, config: ModelConfig, device: Device) -> None:
         self.gguf, self.config, self.device = gguf, config, device
         self.weights = DeviceWeights(device, config, gguf)
+        self.tried_out = False  # whether a first forward step was looked at (harness/smoke.py)
 
     @classmethod
     def load(
@@ -45,16 +46,20 @@ class Model:
         path: Path | None = None,
         n_ctx: int = 0,
         chunk: int | None = None,
+        config: ModelConfig | None = None,
     ) -> Model:
         """Open, check and upload. With ``path``, that a session will fit beside the weights is checked before as well.
+
+        ``config`` is what the caller has read from the file and checked already.
 
         Raises:
             InputError: the file is damaged, of another architecture, or holds what no kernel can run.
             DeviceError: the weights do not fit.
         """
         gguf = source if isinstance(source, GGUFFile) else GGUFFile.open(source)
-        config = ModelConfig.from_gguf(gguf)
-        require_supported(config, gguf)
+        if config is None:
+            config = ModelConfig.from_gguf(gguf)
+            require_supported(config, gguf)
         needed = predicted_bytes(config, gguf)
         require_weights(device, gguf.path, needed)
         if path is not None:
@@ -234,6 +239,21 @@ class Session:
         if chosen >= self.model.config.n_vocab:  # no logit was greater than minus infinity
             raise self._not_finite(self.n_past - 1)
         return chosen
+
+    def trial(self, token: int) -> NDArray[np.float32]:
+        """f32 logits [n_vocab] of ``token`` run by itself at position 0; the session is as if it had not been run.
+
+        Raises:
+            InputError: as ``prompt``.
+            DeviceError: a logit that is not finite.
+        """
+        self.rewind(0)
+        self.decode(token)
+        logits = self.last_logits()
+        self.rewind(0)
+        if not np.isfinite(logits).all():
+            raise self._not_finite(0)
+        return logits
 
     def last_logits(self) -> NDArray[np.float32]:
         """f32 logits [n_vocab] of the last token that ``decode`` or ``prompt(..., "last")`` ran."""
