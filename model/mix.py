@@ -1,8 +1,8 @@
 """Which type each tensor of a model gets in a named mix, as llama-quantize chooses them (src/llama-quant.cpp).
 
-Norms, the router and its bias stay F32 in every mix. ``q4_k_m`` is Q4_K with Q6_K for the output matrix and, in the
-layers that get "more bits", for ``ffn_down*`` (and a joint ``attn_kv_b``). Rows that are no multiple of a K-quant's 256
-fall back to a type with blocks of 32, and rows that are no multiple of 32 to F16.
+Norms, the router and its bias stay F32 in every mix. ``q4_k_m`` is Q4_K, and ``q5_k_m`` Q5_K, with Q6_K for the output
+matrix and, in the layers that get "more bits", for ``ffn_down*`` (and a joint ``attn_kv_b``). Rows that are no multiple
+of a K-quant's 256 fall back to a type with blocks of 32, and rows that are no multiple of 32 to F16.
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ from vkbackend.errors import InputError
 
 MIXES: Mapping[str, tuple[Q, LlamaFileType]] = {
     "q4_k_m": (Q.Q4_K, LlamaFileType.MOSTLY_Q4_K_M),
+    "q5_k_m": (Q.Q5_K, LlamaFileType.MOSTLY_Q5_K_M),
     "q6_k": (Q.Q6_K, LlamaFileType.MOSTLY_Q6_K),
     "q8_0": (Q.Q8_0, LlamaFileType.MOSTLY_Q8_0),
+    "bf16": (Q.BF16, LlamaFileType.MOSTLY_BF16),
     "f16": (Q.F16, LlamaFileType.MOSTLY_F16),
     "f32": (Q.F32, LlamaFileType.ALL_F32),
 }
@@ -71,10 +73,10 @@ def mix_types(config: ModelConfig, mix: str, overrides: Iterable[tuple[str, Q]] 
 
 
 def _choose(config: ModelConfig, name: str, shape: tuple[int, ...], base: Q, mix: str) -> Q:
-    if mix != "q4_k_m":
+    if mix not in ("q4_k_m", "q5_k_m"):
         return base
     if name == "output.weight" or (config.tied_output and name == "token_embd.weight"):
-        return Q.Q6_K if shape[-1] % GGML_QUANT_SIZES[Q.Q4_K][0] == 0 else Q.Q8_0
+        return Q.Q6_K if shape[-1] % GGML_QUANT_SIZES[base][0] == 0 else Q.Q8_0
     layer = re.match(r"blk\.(\d+)\.(ffn_down|attn_kv_b)", name)
     if layer is not None and _more_bits(int(layer[1]), config.n_layer):
         return Q.Q6_K

@@ -92,7 +92,7 @@ def test_unknown_names() -> None:
     with pytest.raises(InputError) as caught:
         mix_types(GLM, "q3_k_s")
     assert str(caught.value) == (
-        "mix 'q3_k_s' is unknown, expected one of q4_k_m, q6_k, q8_0, f16, f32; choose one with --mix"
+        "mix 'q3_k_s' is unknown, expected one of q4_k_m, q5_k_m, q6_k, q8_0, bf16, f16, f32; choose one with --mix"
     )
 
 
@@ -143,6 +143,14 @@ def test_q4_k_m_is_what_llama_quantize_chooses() -> None:
     deep = mix_types(GLM, "q4_k_m")
     more = [i for i in range(47) if deep[f"blk.{i}.ffn_down{'_exps' if i else ''}.weight"] is Q.Q6_K]
     assert more == [0, 1, 2, 3, 4, *range(7, 41, 3), *range(41, 47)]
+
+
+def test_q5_k_m_is_q4_k_m_of_other_types() -> None:
+    """As llama-quantize has it, also for rows that fall back."""
+    changed = {Q.Q4_K: Q.Q5_K, Q.Q5_0: Q.Q5_1}
+    q4, q5 = mix_types(GLM, "q4_k_m"), mix_types(GLM, "q5_k_m")
+    assert q5 == {name: changed.get(kind, kind) for name, kind in q4.items()}
+    assert {name for name, kind in q5.items() if kind is Q.Q5_1} == {n for n in q5 if "attn_k_b" in n}  # rows of 192
 
 
 @pytest.mark.parametrize("mix", MIXES)

@@ -209,7 +209,7 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     [
         (
             ["--mix", "q2_k"],
-            "mix 'q2_k' is unknown, expected one of q4_k_m, q6_k, q8_0, f16, f32; choose one with --mix",
+            "mix 'q2_k' is unknown, expected one of q4_k_m, q5_k_m, q6_k, q8_0, bf16, f16, f32; choose one with --mix",
         ),
         (
             ["--preset", "llama"],
