@@ -216,7 +216,7 @@ class ModelConfig:
         try:
             config = cls(**_read(gguf))
         except _BadValue as bad:
-            key = KEYS[bad.field]
+            key = KEYS.get(bad.field, KEYS["n_vocab"])  # padding has none: it follows from the vocabulary
             raise InputError(
                 f"{gguf.path}: key {ARCHITECTURE}.{key} gives {bad.field} = {bad.found!r}, expected {bad.expected}; "
                 f"{RECONVERT}"

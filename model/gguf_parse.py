@@ -29,11 +29,11 @@ DEFAULT_ALIGNMENT = 32
 MAX_DIMS = 4  # GGML_MAX_DIMS
 MAX_NAME = 64  # bytes of a tensor's name, by the format
 MAX_KEY = 2**16 - 1  # bytes of a key, by the format
-# What a hostile file could make a reader hold. The largest files known have 60 keys, 50,000 tensors, 800,000 entries in
-# their vocabularies' arrays and 20 MB of metadata.
+# What a hostile file could make a reader hold. The largest files known have 60 keys, 50,000 tensors, 1,300,000 entries
+# in their vocabularies' arrays and 20 MB of metadata.
 MAX_KEYS = 2**16
 MAX_TENSORS = 2**17
-MAX_ENTRIES = 2**23
+MAX_ENTRIES = 2**21
 MAX_METADATA = 2**27  # bytes
 
 AGAIN = "the file is damaged: download or copy it again"

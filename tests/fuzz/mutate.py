@@ -307,7 +307,7 @@ def _grow(random: Random, parts: list[Part]) -> None:
     if random.random() < 0.95:
         return
     part = random.choice(parts)
-    count = random.choice((2**20, 2**22, 2**23, 2**24, 2**26, 2**27, 2**40)) + random.choice((-1, 0, 1))
+    count = random.choice((2**20, 2**21, 2**22, 2**24, 2**26, 2**27, 2**40)) + random.choice((-1, 0, 1))
     kind = random.choice((V.STRING, V.STRING, V.INT8, V.INT64, V.BOOL))
     head = struct.pack("<Q", count) if kind == V.STRING else struct.pack("<IQ", kind, count)
     part.raw.more.append((random.choice(_KEYS), (V.STRING if kind == V.STRING else V.ARRAY, head)))

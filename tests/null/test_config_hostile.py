@@ -110,6 +110,23 @@ def test_counts_of_another_type(tmp_path: Path, value: Value, found: str) -> Non
         assert message(folder, key, value) == f"key deepseek2.{key} is {found}, expected an integer; {RECONVERT}"
 
 
+def test_a_vocabulary_of_no_size(tmp_path: Path) -> None:
+    part = PLAIN.copy()
+    del part.raw.keys["tokenizer.ggml.tokens"]
+    for name, size in (("low", LOWEST), ("minus", number(V.INT32, -1)), ("zero", u32(0))):
+        part.raw.keys["deepseek2.vocab_size"] = size
+        folder = tmp_path / name
+        folder.mkdir()
+        part.write(folder)
+        path, n = folder / part.name, int.from_bytes(size[1], "little", signed=True)
+        with pytest.raises(InputError) as caught:
+            ModelConfig.from_gguf(GGUFFile.open(path))
+        assert str(caught.value) == (
+            f"{path}: key deepseek2.vocab_size gives n_padding = {40 - n}, expected 0 to less than n_vocab (40); "
+            f"{RECONVERT}"
+        )
+
+
 def test_a_context_beyond_any_memory_is_only_a_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = changed(tmp_path, "context_length", number(V.UINT64, 2**63))
     assert cli.main(["inspect", str(path), "--memory", "96GiB"]) == 0

@@ -117,11 +117,11 @@ def test_lengths_that_overflow(path: Path, length: int) -> None:
 def test_arrays_beyond_any_vocabulary(path: Path) -> None:
     huge = header(n_kv=1) + key("tokenizer.ggml.tokens", V.ARRAY, struct.pack("<IQ", V.STRING, 2**32))
     assert message(path, huge, size=2**40) == (
-        f"key tokenizer.ggml.tokens has {2**32} entries, expected at most 8388608 in all arrays; {DAMAGED}"
+        f"key tokenizer.ggml.tokens has {2**32} entries, expected at most 2097152 in all arrays; {DAMAGED}"
     )
     half = struct.pack("<IQ", V.INT8, MAX_ENTRIES // 2 + 1) + bytes(MAX_ENTRIES // 2 + 1)
     assert message(path, header(n_kv=2) + key("a", V.ARRAY, half) + key("b", V.ARRAY, half)) == (
-        f"key b has {MAX_ENTRIES // 2 + 1} entries, expected at most 8388608 in all arrays; {DAMAGED}"
+        f"key b has {MAX_ENTRIES // 2 + 1} entries, expected at most 2097152 in all arrays; {DAMAGED}"
     )
 
 
