@@ -1,6 +1,7 @@
 """What the device tests share: arrays to buffers, one kernel run by itself, random weights as a GGUF stores them."""
 
 import copy
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -21,6 +22,11 @@ from vkbackend.program import Program
 U = 2.0**-24  # relative error of one rounding to f32
 CANARY = np.float32(-77.25)  # what outputs hold before a run, to see which elements a kernel wrote
 FORMATS = SUPPORTED_TYPES
+# One of every family: plain, with a minimum, with inner scales, with a codebook.
+FAMILIES = (Q.F16, Q.Q5_1, Q.Q4_K, Q.Q6_K, Q.IQ4_XS, Q.MXFP4, Q.IQ1_M, Q.IQ2_XS, Q.TQ1_0)
+# Products of all, but under GPU-assisted validation, whose products take minutes to compile: the embedding kernel
+# validates what every decoder reads.
+PRODUCTS = FAMILIES if "gpu" in os.environ.get("LATENTVK_VALIDATE", "").split(",") else FORMATS
 
 
 def upload(device: Device, array: np.ndarray, name: str = "test") -> Buffer:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from gguf import GGML_QUANT_SIZES
 from gguf import GGMLQuantizationType as Q
-from helpers import CANARY, FORMATS, U, canary, fetch, limited, params, random_tensor, upload
+from helpers import CANARY, FAMILIES, PRODUCTS, U, canary, fetch, limited, params, random_tensor, upload
 
 from model import linear as linear_module
 from model.block_formats import PLAIN, codebook
@@ -94,7 +94,7 @@ def product(
     assert (np.abs(found - expected) <= tolerance).all()
 
 
-@pytest.mark.parametrize("kind", FORMATS, ids=lambda kind: kind.name)
+@pytest.mark.parametrize("kind", PRODUCTS, ids=lambda kind: kind.name)
 def test_every_format_at_awkward_row_counts(device: Device, kind: Q, capacity: int) -> None:
     """One row; fewer and more than a workgroup's; an odd number over several workgroups."""
     rng = np.random.default_rng(1)
@@ -103,7 +103,7 @@ def test_every_format_at_awkward_row_counts(device: Device, kind: Q, capacity: i
         product(device, stack_upload(device, "w", kind, (rows, columns), data), values[None], capacity)
 
 
-@pytest.mark.parametrize("kind", [k for k in FORMATS if GGML_QUANT_SIZES[k][0] <= 32], ids=lambda kind: kind.name)
+@pytest.mark.parametrize("kind", [k for k in PRODUCTS if GGML_QUANT_SIZES[k][0] <= 32], ids=lambda kind: kind.name)
 def test_rows_of_one_unit(device: Device, kind: Q, capacity: int) -> None:
     data, values = random_tensor(np.random.default_rng(2), kind, (19, 32))
     product(device, stack_upload(device, "w", kind, (19, 32), data), values[None], capacity)
@@ -117,7 +117,7 @@ def test_rows_padded_to_whole_units(device: Device, kind: Q, columns: int, capac
     product(device, stack_upload(device, "w", kind, (6, 13, columns), data), values, capacity)
 
 
-@pytest.mark.parametrize("kind", FORMATS, ids=lambda kind: kind.name)
+@pytest.mark.parametrize("kind", PRODUCTS, ids=lambda kind: kind.name)
 def test_a_matrix_for_each_head_and_accumulation(device: Device, kind: Q, capacity: int) -> None:
     data, values = random_tensor(np.random.default_rng(4), kind, (5, 21, 256))
     product(device, stack_upload(device, "w", kind, (5, 21, 256), data), values, capacity, accumulate=True)
@@ -130,7 +130,7 @@ def test_a_chunk_that_is_not_full(device: Device) -> None:
         product(device, weight, values[None], CHUNK, n_tokens)
 
 
-@pytest.mark.parametrize("kind", FORMATS, ids=lambda kind: kind.name)
+@pytest.mark.parametrize("kind", PRODUCTS, ids=lambda kind: kind.name)
 def test_matrix_split_between_rows(device: Device, kind: Q, capacity: int) -> None:
     data, values = random_tensor(np.random.default_rng(6), kind, (67, 256))
     weight = stack_upload(limited(device, codebook(kind).size + data.size // 3), "w", kind, (67, 256), data)
@@ -138,7 +138,7 @@ def test_matrix_split_between_rows(device: Device, kind: Q, capacity: int) -> No
     product(device, weight, values[None], capacity)
 
 
-@pytest.mark.parametrize("kind", FORMATS, ids=lambda kind: kind.name)
+@pytest.mark.parametrize("kind", PRODUCTS, ids=lambda kind: kind.name)
 def test_stack_split_between_matrices(device: Device, kind: Q, capacity: int) -> None:
     data, values = random_tensor(np.random.default_rng(7), kind, (19, 5, 256))
     limit = codebook(kind).size + data.size // 2 + 1
@@ -173,9 +173,7 @@ ROUTINGS = {
 
 
 @pytest.mark.parametrize("routing", ROUTINGS)
-@pytest.mark.parametrize(
-    "kind", [Q.F16, Q.Q5_1, Q.Q4_K, Q.Q6_K, Q.IQ4_XS, Q.MXFP4, Q.IQ1_M, Q.IQ2_XS, Q.TQ1_0], ids=lambda kind: kind.name
-)  # one of every family: plain, with a minimum, with inner scales, with a codebook
+@pytest.mark.parametrize("kind", FAMILIES, ids=lambda kind: kind.name)
 @pytest.mark.parametrize("shared_input", [True, False])
 @pytest.mark.parametrize("split", [False, True])
 def test_routed_experts(device: Device, kind: Q, routing: str, shared_input: bool, split: bool, capacity: int) -> None:
