@@ -200,21 +200,26 @@ def _shape_table(c: ModelConfig) -> Table:
     groups = f", best {c.n_group_used} of {c.n_group} groups" if c.n_group > 1 else ""
     norm = ", renormalised" if c.norm_topk else ""
     bias = ", selection bias" if c.expert_bias else ""
+    forms = [("joint attn_kv_b", not c.split_kv_b), ("fused ffn_gate_up_exps", c.fused_gate_up)]
+    forms += [("output tied to the embedding", c.tied_output), (f"{c.n_padding} rows without a token", c.n_padding > 0)]
+    experts = f"{c.n_expert_used} of {c.n_expert} and {c.n_expert_shared} shared, {c.n_ff_exp:,} wide"
+    mixture = c.n_dense < c.n_layer
     rows = {
         "layers": f"{c.n_layer}: {c.n_dense} dense, {c.n_layer - c.n_dense} mixture"
         + (f", {c.n_nextn} MTP not run" * (c.n_nextn > 0)),
-        "width, vocabulary": f"{c.n_embd:,}, {c.n_vocab:,}"
-        + (" (output tied to the embedding)" if c.tied_output else ""),
+        "width, vocabulary": f"{c.n_embd:,}, {c.n_vocab:,}",
         "attention": f"{c.n_head} heads of {c.qk_nope}+{c.qk_rope} key, {c.v_head} value; queries {queries}",
         "latent": f"{c.kv_lora}+{c.qk_rope} = {c.latent_dim}; score scale {c.attn_scale:.6g}",
         "dense feed-forward": f"{c.n_ff:,}",
-        "experts": f"{c.n_expert_used} of {c.n_expert} and {c.n_expert_shared} shared, {c.n_ff_exp:,} wide",
-        "routing": f"{c.gating}{bias}{groups}{norm}, scaled by {c.expert_scale:.6g}",
+        "experts": experts if mixture else "none",
+        "routing": f"{c.gating}{bias}{groups}{norm}, scaled by {c.expert_scale:.6g}" if mixture else "none",
         "rope, trained context": f"{rope}; {c.n_ctx_train:,}",
+        "stored": ", ".join(name for name, applies in forms if applies),
     }
     table = Table(title="Shape", title_justify="left", box=SIMPLE_HEAD, show_header=False)
-    for row in rows.items():
-        table.add_row(*row)
+    for name, text in rows.items():
+        if text:
+            table.add_row(name, text)
     return table
 
 

@@ -55,17 +55,24 @@ def load_model(
     from model.engine import Model  # not at the top: without a Vulkan loader importing it is a traceback
 
     model = Model.load(gguf, device, path, n_ctx, chunk, config)
-    note_assumed_gating(gguf, config)
+    note_gating(gguf, config)
     return model
 
 
-def note_assumed_gating(gguf: "GGUFFile", config: "ModelConfig") -> None:
-    """Say on standard error which gating function is assumed for a file that does not say: a wrong one runs, badly."""
+def note_gating(gguf: "GGUFFile", config: "ModelConfig") -> None:
+    """Say on standard error where the gating function is assumed, or looks wrong: a wrong one runs, badly."""
     from model.config import KEYS
 
+    if config.n_dense == config.n_layer:
+        return
     key = f"{config.arch}.{KEYS['gating']}"
-    # 0 is how a converter writes "not set".
-    if config.n_dense < config.n_layer and not gguf.kv.get(key):
+    if config.gating == "softmax" and config.expert_bias:
+        print(
+            f"latentvk: warning: {gguf.path} has exp_probs_b tensors, as models with sigmoid gating do, but runs with "
+            f"softmax; if its text makes no sense, use --override-kv {key}=int:2",
+            file=sys.stderr,
+        )
+    if not gguf.kv.get(key):  # 0 is how a converter writes "not set"
         print(
             f"latentvk: note: {gguf.path} does not set key {key}, {config.gating} is assumed from its layer and "
             "vocabulary counts",

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from gguf import GGMLQuantizationType as Q
 
-from harness.running import note_assumed_gating
+from harness.running import note_gating
 from model.config import (
     SUPPORTED_TYPES,
     ModelConfig,
@@ -160,16 +160,30 @@ def test_glm_files_without_a_gating_key_are_sigmoid(tmp_path: Path, n_blocks: in
 
 
 def test_an_assumed_gating_function_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    key = "deepseek2.expert_gating_func"
+    key, plain = "deepseek2.expert_gating_func", replace(BASE, expert_bias=False)
     for number, note in ((2, False), (1, False), (0, True), (None, True)):
-        file = write(tmp_path / f"{number}.gguf", BASE, {key: number})
-        note_assumed_gating(file, ModelConfig.from_gguf(file))
+        file = write(tmp_path / f"{number}.gguf", plain, {key: number})
+        note_gating(file, ModelConfig.from_gguf(file))
         line = f"latentvk: note: {file.path} does not set key {key}, softmax is assumed from its layer and "
         assert capsys.readouterr().err == (line + "vocabulary counts\n" if note else "")
     dense = replace(BASE, n_dense=BASE.n_layer)
     file = write(tmp_path / "dense.gguf", dense, {key: None})
-    note_assumed_gating(file, ModelConfig.from_gguf(file))
+    note_gating(file, ModelConfig.from_gguf(file))
     assert capsys.readouterr().err == ""
+
+
+def test_a_gating_function_that_looks_wrong_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As in early files of GLM-4.7-Flash: a selection bias, which no softmax router of the family has, and softmax."""
+    key = "deepseek2.expert_gating_func"
+    for number, lines in ((2, 0), (1, 1), (0, 2)):
+        file = write(tmp_path / f"{number}.gguf", BASE, {key: number})
+        note_gating(file, ModelConfig.from_gguf(file))
+        told = capsys.readouterr().err.splitlines()
+        assert len(told) == lines
+        assert not told or told[0] == (
+            f"latentvk: warning: {file.path} has exp_probs_b tensors, as models with sigmoid gating do, but runs with "
+            f"softmax; if its text makes no sense, use --override-kv {key}=int:2"
+        )
 
 
 def test_other_architecture(tmp_path: Path) -> None:

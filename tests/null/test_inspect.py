@@ -107,3 +107,18 @@ def test_wrong_usage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     err = failure(capsys, str(path))
     assert err.startswith(f"latentvk: error: {path}: truncated: tensor blk.0.ffn_down.weight ends at byte ")
     assert err.endswith(f", the file has {size}; download or copy it again\n")
+
+
+def test_how_a_file_stores_the_model_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    forms = {"split_kv_b": False, "fused_gate_up": True, "tied_output": True, "n_padding": 3}
+    write_synthetic(replace(BASE, **forms), tmp_path / "m.gguf", "f32")
+    assert cli.main(["inspect", str(tmp_path / "m.gguf")]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert (
+        "stored joint attn_kv_b, fused ffn_gate_up_exps, output tied to the embedding, 3 rows without a token" in shown
+    )
+    dense = replace(BASE, n_dense=3, n_expert=0, n_expert_used=0, n_expert_shared=0, n_ff_exp=0, expert_bias=False)
+    write_synthetic(dense, tmp_path / "dense.gguf", "f32")
+    assert cli.main(["inspect", str(tmp_path / "dense.gguf")]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "experts none routing none" in shown and "stored" not in shown
