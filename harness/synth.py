@@ -56,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="extend",
         default=[],
         metavar="KEY=VALUE",
-        help="other values, such as n_expert=8 n_ff_exp=256 gating=softmax",
+        help="other values, such as n_expert=8 n_ff_exp=256 tied_output=true split_kv_b=false",
     )
     parser.add_argument("--mix", default="q4_k_m", metavar="NAME", help=f"types of the weights: {_list(MIXES)}")
     parser.add_argument(

@@ -47,13 +47,15 @@ def attend(
     tokens: int,
     redundant: bool = False,
     shards: tuple[tuple[int, int], ...] = (),
+    cache_type: str = "f16",
 ) -> None:
     """Run the kernel (and the one that joins splits) and hold every output against ``exact``."""
     (latent, rope), rng = widths, np.random.default_rng(n_past + tokens)
     capacity, n_ctx = (1, n_past + 9) if tokens == 1 else (tokens + 2, n_past + tokens + 9)
     q = (2 * rng.standard_normal((capacity, HEADS, latent + rope))).astype(np.float32)
-    rows = rng.standard_normal((n_ctx, latent + rope)).astype(np.float16)
-    values = rng.standard_normal((n_ctx, latent)).astype(np.float16) if redundant else rows[:, :latent]
+    number = np.float32 if cache_type == "f32" else np.float16
+    rows = rng.standard_normal((n_ctx, latent + rope)).astype(number)
+    values = rng.standard_normal((n_ctx, latent)).astype(number) if redundant else rows[:, :latent]
     for form in FORMS:
         slots = splits * max(1, len(shards))
         out, parts = canary(device, capacity, HEADS, latent), canary(device, capacity * slots, HEADS, latent)
@@ -76,7 +78,7 @@ def attend(
             "LATENT_WORDS": -(-latent // 2 // device.subgroup_size),
             "ROPE_WORDS": -(-rope // 2 // device.subgroup_size),
         }
-        kernel = kernels.ATTENTION_LATENT_V if redundant else kernels.ATTENTION_LATENT
+        kernel = kernels.for_cache(kernels.ATTENTION_LATENT_V if redundant else kernels.ATTENTION_LATENT, cache_type)
         grid = (HEADS // heads_per_group, splits, capacity)
         push: dict[str, int | float] = {"heads": HEADS, "scale": SCALE}
         for index, (first, end) in enumerate(shards):
@@ -124,6 +126,14 @@ def test_cache_in_shards(device: Device, splits: int, n_past: int, tokens: int, 
     edges = (0, 7, 8, 20, end) if end > 20 else (0, 1, 4, end)
     shards = tuple(pairwise(edges))
     attend(device, WIDTHS["44 + 12"], 2, splits, n_past, tokens, redundant, shards)
+
+
+@pytest.mark.parametrize("redundant", [False, True])
+@pytest.mark.parametrize(("splits", "tokens", "shards"), [(1, 5, ()), (5, 1, ()), (2, 1, ((0, 7), (7, 20), (20, 40)))])
+def test_cache_of_f32(
+    device: Device, splits: int, tokens: int, shards: tuple[tuple[int, int], ...], redundant: bool
+) -> None:
+    attend(device, WIDTHS["44 + 12"], 2, splits, 24, tokens, redundant, shards, cache_type="f32")
 
 
 def test_scores_far_apart_and_far_from_zero(device: Device) -> None:

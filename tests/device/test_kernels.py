@@ -98,15 +98,18 @@ def _with_rope(rope: int) -> ModelConfig:
 
 
 @pytest.mark.parametrize("latent", [44, 64])
+@pytest.mark.parametrize("cache_type", ["f16", "f32"])
 @pytest.mark.parametrize("variant", ["latent", "redundant values", "per head"])
-def test_latent_cache(device: Device, latent: int, variant: str) -> None:
+def test_latent_cache(device: Device, latent: int, variant: str, cache_type: str) -> None:
     rng = np.random.default_rng(latent)
     tokens, n_past, n_ctx, rope = 3, 7, 16, 12
     config = _with_rope(rope)
     table, n_high = rope_tables(config, 1024)
     kv, weight = floats(rng, tokens + 1, latent + rope), floats(rng, latent)
-    row = (latent + rope) // 2
-    cache = canary(device, tokens + 1, latent + rope) if variant == "per head" else words(device, n_ctx * row)
+    number = np.float32 if cache_type == "f32" else np.float16
+    each = np.dtype(number).itemsize
+    n_words = n_ctx * (latent + rope) * each // 4
+    cache = canary(device, tokens + 1, latent + rope) if variant == "per head" else words(device, n_words)
     kernel = {
         "latent": kernels.LATENT_CACHE,
         "redundant values": kernels.LATENT_CACHE_V,
@@ -119,11 +122,11 @@ def test_latent_cache(device: Device, latent: int, variant: str) -> None:
         "params": params(device, n_past, tokens),
         "cache": cache,
     }
-    values = words(device, n_ctx * latent // 2)
+    values = words(device, n_ctx * latent * each // 4)
     if variant == "redundant values":
         buffers["values"] = values
     push = {"latent": latent, "rope": rope, "n_high": n_high, "eps": float(GLM.rms_eps)}
-    launch(device, kernel, buffers, (tokens + 1, 1, 1), push=push)
+    launch(device, kernels.for_cache(kernel, cache_type), buffers, (tokens + 1, 1, 1), push=push)
 
     exact = kv[:tokens].astype(np.float64)
     eps = float(np.float32(GLM.rms_eps))
@@ -137,23 +140,27 @@ def test_latent_cache(device: Device, latent: int, variant: str) -> None:
         assert (np.abs(found[:tokens] - expected) <= error).all()
         assert (found[tokens] == CANARY).all()
         return
-    error += F16_STEP * np.abs(expected) + 2.0**-24
-    _check_rows(cache, n_ctx, n_past, expected, error)
+    if cache_type == "f16":
+        error += F16_STEP * np.abs(expected) + 2.0**-24
+    _check_rows(cache, number, n_ctx, n_past, expected, error)
     if variant == "redundant values":
-        _check_rows(values, n_ctx, n_past, expected[:, :latent], error[:, :latent])
+        _check_rows(values, number, n_ctx, n_past, expected[:, :latent], error[:, :latent])
 
 
-def _check_rows(buffer: Buffer, n_ctx: int, n_past: int, expected: np.ndarray, error: np.ndarray) -> None:
-    """Rows from ``n_past`` of a cache of packed halves are ``expected`` within ``error``, all others untouched."""
+def _check_rows(
+    buffer: Buffer, number: type[np.floating], n_ctx: int, n_past: int, expected: np.ndarray, error: np.ndarray
+) -> None:
+    """Rows from ``n_past`` of a cache of such numbers are ``expected`` within ``error``, all others untouched."""
     tokens, width = expected.shape
-    halves = np.asarray(buffer.download(np.float16, n_ctx * width)).reshape(n_ctx, width)
-    assert (np.abs(halves[n_past : n_past + tokens] - expected) <= error).all()
-    others = np.delete(halves, np.s_[n_past : n_past + tokens], axis=0)
+    rows = np.asarray(buffer.download(number, n_ctx * width)).reshape(n_ctx, width)
+    assert (np.abs(rows[n_past : n_past + tokens] - expected) <= error).all()
+    others = np.delete(rows, np.s_[n_past : n_past + tokens], axis=0)
     assert (np.ascontiguousarray(others).view(np.uint32) == UNTOUCHED).all()
 
 
+@pytest.mark.parametrize("cache_type", ["f16", "f32"])
 @pytest.mark.parametrize(("n_past", "tokens"), [(0, 1), (3, 1), (4, 1), (3, 4), (2, 5)])
-def test_cache_per_head_keeps_its_neighbours(device: Device, n_past: int, tokens: int) -> None:
+def test_cache_per_head_keeps_its_neighbours(device: Device, n_past: int, tokens: int, cache_type: str) -> None:
     """Odd positions share a word of the transposed values with even ones; heads lie in two buffers."""
     rng = np.random.default_rng(n_past)
     heads, nope, rope, v_dim, latent, n_ctx = 5, 20, 12, 13, 44, 32
@@ -167,7 +174,9 @@ def test_cache_per_head_keeps_its_neighbours(device: Device, n_past: int, tokens
         halves(tokens, latent + rope),
         halves(tokens, heads, v_dim),
     )
-    keys, values = halves(heads, n_ctx, nope + rope + 4), halves(heads, v_dim, n_ctx)
+    number = np.float32 if cache_type == "f32" else np.float16
+    keys = halves(heads, n_ctx, nope + rope + 4).astype(number)
+    values = halves(heads, v_dim, n_ctx).astype(number)
     buffers = {
         "k_nope": upload(device, k_nope.astype(np.float32)),
         "latent_rope": upload(device, expanded.astype(np.float32)),
@@ -180,9 +189,10 @@ def test_cache_per_head_keeps_its_neighbours(device: Device, n_past: int, tokens
         push = {"head_first": first, "heads": heads, "nope": nope, "rope": rope}
         push |= {"v_dim": v_dim, "latent": latent, "n_ctx": n_ctx, "key_row": nope + rope + 4}
         here = buffers | {"k_cache": k_cache, "v_cache": v_cache}
-        launch(device, kernels.CACHE_PER_HEAD, here, (end - first, 1, 1), push=push)
-        found_keys.append(k_cache.download(np.float16, keys[first:end].size))
-        found_values.append(v_cache.download(np.float16, values[first:end].size))
+        kernel = kernels.for_cache(kernels.CACHE_PER_HEAD, cache_type)
+        launch(device, kernel, here, (end - first, 1, 1), push=push)
+        found_keys.append(k_cache.download(number, keys[first:end].size))
+        found_values.append(v_cache.download(number, values[first:end].size))
     for t in range(tokens):
         keys[:, n_past + t, :nope] = k_nope[t]
         keys[:, n_past + t, nope : nope + rope] = expanded[t, latent:]
