@@ -35,8 +35,8 @@ _WITH_CODEBOOK = {
 }
 
 
-def payload(kind: GGMLQuantizationType) -> slice:
-    """The bytes of a block that are not its separate scale: none for a type that has no entry in SCALE."""
+def payload_bytes(kind: GGMLQuantizationType) -> slice:
+    """Where a block's payload stands, all but its separate scale; empty for a type that has no entry in SCALE."""
     if kind not in SCALE:
         return slice(0, 0)
     scale, size = SCALE[kind], GGML_QUANT_SIZES[kind][1]

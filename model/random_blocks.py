@@ -18,7 +18,7 @@ from vkbackend.errors import InputError
 RANDOM_TYPES = SUPPORTED_TYPES
 # Number of quant levels, of types whose quants are all the numbers of a range.
 _LEVELS = {
-    **dict.fromkeys((Q.Q2_K,), 4),
+    Q.Q2_K: 4,
     **dict.fromkeys((Q.Q4_0, Q.Q4_1, Q.Q4_K), 16),
     **dict.fromkeys((Q.Q5_0, Q.Q5_1, Q.Q5_K), 32),
     Q.Q6_K: 64,
@@ -44,9 +44,10 @@ def random_blocks(kind: Q, n_blocks: int, rng: np.random.Generator, scale: float
     noise = rng.integers(0, 2**64, n_words, np.uint64).view(np.uint8)  # four times the speed of rng.bytes
     blocks = noise[: n_blocks * block_bytes].reshape(n_blocks, block_bytes)
     jitter = np.float32(0.75) + np.float32(0.5) * rng.random(n_blocks, np.float32)  # rms sqrt(1 + 1/48)
-    d = jitter * np.float32(scale / _spread(kind) / math.sqrt(1 + 1 / 48))
+    step = scale / _spreads()[kind]
+    d = jitter * np.float32(step / math.sqrt(1 + 1 / 48))
     if kind is Q.MXFP4:
-        _put_exponents(blocks, scale / _spread(kind), jitter)
+        _put_exponents(blocks, step, jitter)
     elif kind in (Q.Q2_K, Q.Q4_1, Q.Q5_1, Q.Q4_K, Q.Q5_K):
         _put_scale_and_minimum(blocks, kind, d)
     elif kind is Q.Q6_K:
@@ -69,35 +70,25 @@ def random_blocks(kind: Q, n_blocks: int, rng: np.random.Generator, scale: float
 
 
 @cache
-def _spread(kind: Q) -> float:
+def _spreads() -> dict[Q, float]:
     """The root mean square of a value whose d is 1, over all that the rest of its block may be; for types with a
     minimum, and those whose inner scale is chosen, the standard deviation of a quant."""
-    if kind in _LEVELS:
-        return math.sqrt((_LEVELS[kind] ** 2 - 1) / 12)
-    six_bits, odd = _rms(np.arange(-32, 32)), _rms(np.arange(1, 32, 2))
+    six_bits = _rms(np.arange(-32, 32))
+    odd_to_15, odd_to_31 = _rms(np.arange(1, 16, 2)), _rms(np.arange(1, 32, 2))
     nonlinear = _rms(np.array(gguf_quants.IQ4_NL.kvalues))
-    match kind:
-        case Q.Q3_K:
-            return six_bits * _rms(np.arange(-4, 4))
-        case Q.IQ4_NL:
-            return nonlinear
-        case Q.IQ4_XS:
-            return six_bits * nonlinear
-        case Q.MXFP4:
-            return _rms(np.array(gguf_quants.MXFP4.kvalues))
-        case Q.IQ1_S | Q.IQ1_M:
-            return _rms(np.arange(1, 16, 2)) * math.hypot(_rms(grid(kind)), 1 / 8)
-        case Q.IQ2_XXS | Q.IQ2_XS | Q.IQ2_S:
-            return odd / 8 * _rms(grid(kind))
-        case Q.IQ3_XXS:
-            return odd / 4 * _rms(grid(kind))
-        case Q.IQ3_S:
-            return odd * _rms(grid(kind))
-        case Q.TQ1_0:
-            return math.sqrt(171 / 256)  # digits 0, 1, 2 begin 86, 85 and 85 of the 256 bytes
-        case Q.TQ2_0:
-            return math.sqrt(1 / 2)
-    raise NotImplementedError(kind.name)
+    return {
+        **{kind: math.sqrt((levels**2 - 1) / 12) for kind, levels in _LEVELS.items()},
+        Q.Q3_K: six_bits * _rms(np.arange(-4, 4)),
+        Q.IQ4_NL: nonlinear,
+        Q.IQ4_XS: six_bits * nonlinear,
+        Q.MXFP4: _rms(np.array(gguf_quants.MXFP4.kvalues)),
+        **{kind: odd_to_15 * math.hypot(_rms(grid(kind)), 1 / 8) for kind in (Q.IQ1_S, Q.IQ1_M)},
+        **{kind: odd_to_31 / 8 * _rms(grid(kind)) for kind in (Q.IQ2_XXS, Q.IQ2_XS, Q.IQ2_S)},
+        Q.IQ3_XXS: odd_to_31 / 4 * _rms(grid(Q.IQ3_XXS)),
+        Q.IQ3_S: odd_to_31 * _rms(grid(Q.IQ3_S)),
+        Q.TQ1_0: math.sqrt(171 / 256),  # digits 0, 1 and 2 begin 86, 85 and 85 of the 256 bytes
+        Q.TQ2_0: math.sqrt(1 / 2),
+    }
 
 
 def _put_scale_and_minimum(blocks: Bytes, kind: Q, d: Floats) -> None:

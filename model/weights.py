@@ -16,7 +16,7 @@ import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from numpy.typing import NDArray
 
-from model.block_formats import PLAIN, SCALE, codebook, payload
+from model.block_formats import PLAIN, SCALE, codebook, payload_bytes
 from model.gguf_file import drop_pages
 from model.layout import UNIT, whole_units
 from vkbackend.buffer import Buffer
@@ -136,14 +136,14 @@ def _write(buffer: Buffer, source: NDArray[np.uint8], kind: GGMLQuantizationType
 def _write_apart(buffer: Buffer, source: NDArray[np.uint8], kind: GGMLQuantizationType, start: int) -> None:
     """From byte ``start`` all payloads, then all scales. Whole fields are copied at once: a structured view moves
     payloads of 16 to 208 bytes, not single bytes."""
-    rest, scale, size = payload(kind), SCALE[kind], GGML_QUANT_SIZES[kind][1]
-    length, width = rest.stop - rest.start, scale.stop - scale.start
+    payload, scale, size = payload_bytes(kind), SCALE[kind], GGML_QUANT_SIZES[kind][1]
+    length, width = payload.stop - payload.start, scale.stop - scale.start
     scales = start + source.size // size * length
     fields: Any = np.dtype(
         {
             "names": ["payload", "scale"],
             "formats": [f"V{length}", f"V{width}"],
-            "offsets": [rest.start, scale.start],
+            "offsets": [payload.start, scale.start],
             "itemsize": size,
         }
     )
@@ -173,7 +173,7 @@ def stack_upload(
     block, size = GGML_QUANT_SIZES[kind]
     source = data.reshape(matrices, rows, columns // block * size, copy=False)
     device_row, book = row_bytes(kind, columns), codebook(kind).size
-    rest = payload(kind)
+    payload = payload_bytes(kind)
     stacked = matrices > 1
     rows_each = rows if stacked else 1
     total, limit = (matrices if stacked else rows), buffer_limit(device)
@@ -181,7 +181,7 @@ def stack_upload(
     try:
         for first, end in _split(total, rows_each * device_row, limit, name, device, book):
             n_rows = (end - first) * rows_each
-            scale_base = (book + n_rows * (columns // block) * (rest.stop - rest.start)) // 4
+            scale_base = (book + n_rows * (columns // block) * (payload.stop - payload.start)) // 4
             nbytes = book + n_rows * device_row
             buffer = Buffer(device, nbytes, f"{name}[{first}:{end}]", use=Use.WEIGHTS, zeroed=False)
             shards.append(Shard(buffer, first, end, scale_base))
