@@ -318,7 +318,7 @@ def _require_neutral(keys: TypedKeys) -> None:
 
 def _mtp_blocks(gguf: GGUFFile, n_blocks: int) -> int:
     """How many of the last blocks are MTP layers, by their nextn tensors: for files without the key that says so."""
-    found = {int(match[1]) for name in gguf.tensors if (match := re.match(r"blk\.(\d+)\.nextn\.", name))}
+    found = {int(match[1]) for name in gguf.tensors if (match := re.match(r"blk\.(\d{1,6})\.nextn\.", name))}
     count = 0
     while n_blocks - 1 - count in found:
         count += 1
@@ -327,7 +327,7 @@ def _mtp_blocks(gguf: GGUFFile, n_blocks: int) -> int:
 
 def _leading_dense(gguf: GGUFFile, n_layer: int) -> int:
     """Layers before the first that has a router: for files without the key that says so."""
-    routers = {int(match[1]) for name in gguf.tensors if (match := re.match(r"blk\.(\d+)\.ffn_gate_inp\.", name))}
+    routers = {int(match[1]) for name in gguf.tensors if (match := re.match(r"blk\.(\d{1,6})\.ffn_gate_inp\.", name))}
     return min(routers, default=n_layer)
 
 

@@ -241,13 +241,12 @@ class Session:
         return chosen
 
     def trial(self, token: int) -> NDArray[np.float32]:
-        """f32 logits [n_vocab] of ``token`` run by itself at position 0; the session is as if it had not been run.
+        """f32 logits [n_vocab] of ``token`` run by itself, on a session that is empty and stays so.
 
         Raises:
             InputError: as ``prompt``.
             DeviceError: a logit that is not finite.
         """
-        self.rewind(0)
         self.decode(token)
         logits = self.last_logits()
         self.rewind(0)

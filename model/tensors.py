@@ -122,7 +122,7 @@ def _flat_heads(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 def _is_redundant(config: ModelConfig, name: str) -> bool:
     """MTP layers are not run; a joint attn_kv_b beside the split pair holds the same numbers twice."""
-    match = re.match(r"blk\.(\d+)\.(.*)", name)
+    match = re.match(r"blk\.(\d{1,6})\.(.*)", name)
     if match is None:
         return False
     return int(match[1]) >= config.n_layer or match[2] == "attn_kv_b.weight"

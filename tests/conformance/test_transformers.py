@@ -43,6 +43,8 @@ CASES: dict[str, tuple[str, ModelConfig]] = {
         replace(COMMON, n_group=4, n_group_used=2, expert_scale=2.5, yarn=Yarn(40.0, 16, log_multiplier=0.1)),
     ),
     "deepseek-v2-lite": ("v2-lite", LITE),
+    # Without mscale_all_dim, cosines and sines grow in place of the attention scale.
+    "yarn without mscale": ("v3", replace(COMMON, yarn=Yarn(8.0, 16, beta_fast=4.0))),
 }
 
 

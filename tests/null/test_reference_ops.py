@@ -2,15 +2,17 @@
 
 import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from model.config import Yarn
 from model.reference import ops
-from model.rope import plain_frequencies, yarn_frequencies
+from model.rope import magnitude, plain_frequencies, yarn_frequencies
+from tests.null.random_model import BASE
 
 EPS32 = float(np.finfo(np.float32).eps)
 
@@ -85,6 +87,19 @@ def test_yarn_keeps_fast_pairs_divides_slow_ones_and_ramps_between() -> None:
 
 def test_yarn_with_factor_one_changes_nothing() -> None:
     np.testing.assert_allclose(yarn_frequencies(16, 1e4, 1.0, 4096), plain_frequencies(16, 1e4), rtol=1e-15)
+
+
+def test_yarn_scales_either_the_scores_or_the_rotation() -> None:
+    """DeepSeek's checkpoints have mscale_all_dim, and then rotations keep their length; without it they grow."""
+    plain, growth = replace(BASE, yarn=None), 1 + 0.1 * math.log(8)
+    with_mscale = replace(BASE, yarn=Yarn(8.0, 16, log_multiplier=0.1))
+    without = replace(BASE, yarn=Yarn(8.0, 16))
+    assert [magnitude(c) for c in (plain, with_mscale, without)] == [1, 1, growth]
+    assert with_mscale.attn_scale == pytest.approx(plain.attn_scale * growth**2)
+    assert without.attn_scale == plain.attn_scale
+    x, frequencies = normal((3, 6)), plain_frequencies(6, 1e4)
+    grown = ops.rope(x, np.arange(3), frequencies, magnitude=growth)
+    np.testing.assert_allclose(grown, growth * ops.rope(x, np.arange(3), frequencies), rtol=8 * EPS32, atol=8 * EPS32)
 
 
 @dataclass(frozen=True)
