@@ -9,7 +9,7 @@ from random import Random
 from gguf import GGUFValueType as V
 
 from tests.fuzz.seeds import N_VOCAB, Part, seeds
-from tests.null.gguf_bytes import Row, Value, number, numbers, string, strings
+from tests.null.gguf_bytes import FORMATS, Row, Value, number, numbers, string, strings
 
 NUMBERS = (0, 1, 2, 3, 4, 7, 8, 12, 31, 32, 33, 63, 64, 65, 127, 128, 255, 256, 257, 512, 513, 1000, 4096, 65535, 65536)
 NUMBERS += (100_000, 2**17, 2**20, 2**23, 2**24, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**48, 2**53, 2**61, 2**62)
@@ -107,12 +107,10 @@ def _scalar(random: Random, kind: V) -> Value:
     if kind in (V.FLOAT32, V.FLOAT64):
         value = random.choice(FLOATS) if random.random() < 0.8 else random.uniform(-1e6, 1e6)
         return number(kind, value if kind == V.FLOAT32 else value * random.choice((1, 1e-260, 1e260)))
-    size = struct.calcsize({V.BOOL: "B"}.get(kind, _CODE[kind]))
+    size = struct.calcsize(FORMATS[kind])
     return kind, _number(random, 8 * size).to_bytes(size, "little")
 
 
-_CODE = {V.UINT8: "B", V.INT8: "b", V.UINT16: "H", V.INT16: "h", V.UINT32: "I", V.INT32: "i", V.BOOL: "B"}
-_CODE |= {V.UINT64: "Q", V.INT64: "q"}
 _KINDS = [kind for kind in V if kind != V.ARRAY]
 
 

@@ -16,8 +16,8 @@ from model.gguf_shards import part_name
 # A metadata value: its type number and its bytes.
 Value = tuple[int, bytes]
 
-_FORMATS = {V.UINT8: "B", V.INT8: "b", V.BOOL: "B", V.UINT16: "H", V.INT16: "h", V.UINT32: "I", V.INT32: "i"}
-_FORMATS |= {V.FLOAT32: "f", V.UINT64: "Q", V.INT64: "q", V.FLOAT64: "d"}
+FORMATS = {V.UINT8: "B", V.INT8: "b", V.BOOL: "B", V.UINT16: "H", V.INT16: "h", V.UINT32: "I", V.INT32: "i"}
+FORMATS |= {V.FLOAT32: "f", V.UINT64: "Q", V.INT64: "q", V.FLOAT64: "d"}
 
 
 def header(version: int = 3, n_tensors: int = 0, n_kv: int = 0) -> bytes:
@@ -38,7 +38,7 @@ def tensor(name: str | bytes, ne: Sequence[int], kind: int, offset: int) -> byte
 
 
 def number(kind: V, value: float) -> Value:
-    return kind, struct.pack("<" + _FORMATS[kind], value)
+    return kind, struct.pack("<" + FORMATS[kind], value)
 
 
 def u16(value: int) -> Value:
@@ -58,7 +58,7 @@ def strings(values: Sequence[str | bytes]) -> Value:
 
 
 def numbers(kind: V, values: Sequence[float]) -> Value:
-    return V.ARRAY, struct.pack(f"<IQ{len(values)}{_FORMATS[kind]}", kind, len(values), *values)
+    return V.ARRAY, struct.pack(f"<IQ{len(values)}{FORMATS[kind]}", kind, len(values), *values)
 
 
 class Row(NamedTuple):
@@ -129,11 +129,11 @@ def _value_end(content: bytes, pos: int, kind: int) -> int:
     if kind == V.STRING:
         return _text(content, pos)[1]
     if kind != V.ARRAY:
-        return pos + struct.calcsize(_FORMATS[V(kind)])
+        return pos + struct.calcsize(FORMATS[V(kind)])
     item, count = struct.unpack_from("<IQ", content, pos)
     pos += 12
     if item != V.STRING:
-        return pos + count * struct.calcsize(_FORMATS[V(item)])
+        return pos + count * struct.calcsize(FORMATS[V(item)])
     for _ in range(count):
         pos = _text(content, pos)[1]
     return pos
