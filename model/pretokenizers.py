@@ -74,10 +74,10 @@ def _gpt4o(upper: str, lower: str, contraction: str = f"{_CONTRACTION}?", number
 _MARKED = r"[\p{L}\p{M}]"
 
 # Three digits a word, counted from the right, and the first of them with the text before them: each run with that text,
-# then what is over, then threes.
+# then what is over, then threes. The first pattern looks for no beginning within a text that has no number to come.
 _DIGITS_FROM_THE_RIGHT = (
-    r"[^\p{N}]*\p{N}+",
-    r"\A[^\p{N}]*\p{N}{1,3}(?=(?:\p{N}{3})*\z)",
+    r"(?<![^\p{N}])(?>[^\p{N}]*)\p{N}+",
+    r"\A(?>[^\p{N}]*)\p{N}{1,3}(?=(?:\p{N}{3})*\z)",
     r"(?<![^\p{N}])\p{N}{3}",
 )
 

@@ -1,5 +1,6 @@
 """The tokenizer on a small vocabulary trained here: round trips, special tokens, streaming, templates, refusals."""
 
+import time
 from typing import Any
 
 import pytest
@@ -81,6 +82,17 @@ def test_gpt2_words_are_the_librarys_own(text: str) -> None:
     ours = pre_tokenizers.Split(Regex(PRETOKENIZERS["gpt-2"].patterns[0]), "isolated").pre_tokenize_str(text)
     theirs = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True).pre_tokenize_str(text)
     assert [span for _, span in ours] == [span for _, span in theirs]
+
+
+@pytest.mark.parametrize("pre", [pre for pre in BYTE_LEVEL if pre != "superbpe"])  # that one counts digits to the end
+def test_long_runs_take_time_in_proportion(pre: str) -> None:
+    tokenizer = plain(pre)
+    n = 20_000
+    for text in (" " * n + "x", "a" * n, "1" * n, "!" * n, "\n" * n, "\u4e16" * n, " \n" * (n // 2), "aB" * (n // 2)):
+        started = time.process_time()
+        tokenizer.encode(text)
+        # Linear ones take some hundredths of a second; one step for each pair of places would be 4e8.
+        assert time.process_time() - started < 1
 
 
 def test_byte_characters_are_the_librarys() -> None:
