@@ -217,9 +217,13 @@ class ModelConfig:
             config = cls(**_read(gguf))
         except _BadValue as bad:
             key = KEYS.get(bad.field, KEYS["n_vocab"])  # padding has none: it follows from the vocabulary
+            numbers = " or ".join(f"{number} ({name})" for number, name in GATING_FUNCTIONS.items())
+            remedy = (
+                RECONVERT if bad.field != "gating" else f"set it with --override-kv {ARCHITECTURE}.{key}=int:{numbers}"
+            )
             raise InputError(
                 f"{gguf.path}: key {ARCHITECTURE}.{key} gives {bad.field} = {bad.found!r}, expected {bad.expected}; "
-                f"{RECONVERT}"
+                f"{remedy}"
             ) from None
         check_tensors(config, gguf)
         return config

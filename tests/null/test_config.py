@@ -224,7 +224,6 @@ def test_missing_keys(tmp_path: Path) -> None:
         ("expert_used_count", 10, "gives n_expert_used = 10, expected 1 to n_expert (9)"),
         ("expert_group_count", 4, "gives n_group = 4, expected a divisor of n_expert (9)"),
         ("expert_group_count", 9, "gives n_expert_used = 3, expected at most the 1 experts of n_group_used (1) groups"),
-        ("expert_gating_func", 3, "gives gating = 'function 3', expected sigmoid or softmax"),
         ("attention.key_length_mla", 6, "gives qk_nope = 0, expected more than 0"),
         ("nextn_predict_layers", 3, "gives n_layer = 0, expected 1 to 512"),
     ],
@@ -234,6 +233,15 @@ def test_bad_values(tmp_path: Path, key: str, value: Any, found: str) -> None:
     name = {"nextn_predict_layers": "block_count"}.get(key, "expert_used_count" if "n_expert_used" in found else key)
     file = write(tmp_path / "m.gguf", BASE, {f"deepseek2.{key}": value})
     assert error(file) == f"{file.path}: key deepseek2.{name} {found}; {RECONVERT}"
+
+
+def test_an_unknown_gating_function_can_be_set_right(tmp_path: Path) -> None:
+    key = "deepseek2.expert_gating_func"
+    file = write(tmp_path / "m.gguf", BASE, {key: 3})
+    assert error(file) == (
+        f"{file.path}: key {key} gives gating = 'function 3', expected sigmoid or softmax; "
+        f"set it with --override-kv {key}=int:1 (softmax) or 2 (sigmoid)"
+    )
 
 
 @pytest.mark.parametrize(
