@@ -34,7 +34,7 @@ class SentencePieces:
         kept = "".join(map(re.escape, sorted(inside | {SPACE})))
         self._word_starts = re.compile(f"(?s)(?<=[^{kept}])(?={SPACE})")
         self._cache: dict[str, list[int]] = {}
-        self.unknown_bytes = frozenset(b for b in range(256) if self._byte(b) is None)
+        self.unknown_bytes: frozenset[int] = frozenset()  # none is left out: ``encode`` refuses what it cannot write
 
     def encode(self, text: str) -> list[int]:
         """Ids of ``text``, in which special tokens are plain characters."""

@@ -147,3 +147,4 @@ def test_refusals() -> None:
         "m.gguf: key tokenizer.ggml.tokens has no token for byte 0xc3, which the text needs; convert the model again "
         "with its whole vocabulary"
     )
+    assert bare.left_out("a\u00e9") == frozenset(), "nothing is left out silently, nor told to be"
