@@ -74,17 +74,18 @@ def linear(
     params: Buffer,
     accumulate: bool = False,
     cache_extent: str = "",
+    tiling: Tiling | None = None,
 ) -> None:
     """y[token][batch] (+)= W[batch] x[token][batch] for every matrix of ``weight``.
 
     ``tokens`` is the chunk's capacity (1: matrix-vector). ``cache_extent`` is "ROWS" or "UNITS" when the weight is a
-    cache of which only the filled rows, or columns, take part.
+    cache of which only the filled rows, or columns, take part. ``tiling`` is the device's unless another is given.
     """
+    tiling = tiling or Tiling.choose(program.device, weight.kind, tokens)
     extent = {f"{cache_extent}_FROM_CACHE": "1"} if cache_extent else {}
     for shard in weight.shards:
         push = _push(weight, shard, x, y, accumulate)
         buffers = {"weights": shard.buffer, "x": x.buffer, "y": y.buffer}
-        tiling = Tiling.choose(program.device, weight.kind, tokens)
         tiles = _ceil(int(push["rows"]), tiling.rows)
         if tiling.lanes_along_row:
             kernel = kernels.MATVEC_CACHE if cache_extent else kernels.MATVEC
@@ -108,17 +109,19 @@ def routed_linear(
     used: int,
     routing: dict[str, Buffer],
     params: Buffer,
+    tiling: Tiling | None = None,
 ) -> None:
     """y[token][slot] = W[expert of (token, slot)] x, the experts' ids read on the device.
 
     ``x.batch`` is 0 when a token's slots share one input (gate, up), else the distance between slots (down); then
-    inputs of all (token, slot) pairs must be consecutive. ``routing`` holds the buffers chosen, counts and pairs.
+    inputs of all (token, slot) pairs must be consecutive. ``routing`` holds the buffers chosen, counts and pairs;
+    ``tiling`` as in ``linear``.
     """
+    tiling = tiling or Tiling.choose(program.device, weight.kind, tokens)
     shared = x.batch == 0
     for shard in weight.shards:
         push = _push(weight, shard, x, y, accumulate=False)
         buffers = {"weights": shard.buffer, "x": x.buffer, "y": y.buffer}
-        tiling = Tiling.choose(program.device, weight.kind, tokens)
         tiles = _ceil(int(push["rows"]), tiling.rows)
         if tokens == 1:
             buffers["experts"] = routing["chosen"]

@@ -14,7 +14,7 @@ from vkbackend.errors import DeviceError
 from vkbackend.kernel import Kernel
 from vkbackend.program import Program
 
-_PROBE = Kernel("probe_subgroup.comp", (("result", "w"),))
+PROBE = Kernel("probe_subgroup.comp", (("result", "w"),))
 
 
 def require_full_subgroups(device: Device) -> None:
@@ -25,7 +25,7 @@ def require_full_subgroups(device: Device) -> None:
     """
     result = Buffer(device, 8, "probe", host=True)
     program = Program(device, "probe")
-    program.launch(_PROBE, {"result": result}, (1, 1, 1))
+    program.launch(PROBE, {"result": result}, (1, 1, 1))
     program.run()
     size, lanes = (int(n) for n in result.download(np.uint32, 2))
     program.free()

@@ -6,19 +6,13 @@ drivers are chosen by environment variables before the first Vulkan call, and a 
 
 from __future__ import annotations
 
-import contextlib
 import os
-import pickle
-import select
-import subprocess
-import sys
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
+from vkbackend.child import Child, ChildEndedError
 from vkbackend.errors import DeviceError, InputError
 from vkbackend.kernel import Kernel
 from vkbackend.physical import DeviceInfo
@@ -86,32 +80,19 @@ class OfflineCompiler:
 
     def __init__(self, chip: str) -> None:
         self.chip = chip
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115  (closed with the process)
-        self._process: subprocess.Popen[bytes] | None = None
-        self._manifest = str(radv_icd())
+        manifest = str(radv_icd())
+        environment = {k: v for k, v in os.environ.items() if not k.startswith(("VK_", "LATENTVK_VALIDATE"))}
+        environment |= {"VK_DRIVER_FILES": manifest, "VK_ICD_FILENAMES": manifest, "RADV_FORCE_FAMILY": chip}
+        environment["MESA_SHADER_CACHE_DISABLE"] = "1"  # what comes from the cache has no statistics
+        self._child = Child("vkbackend.offline_worker", environment, TIMEOUT_S)
         try:
-            self.info: DeviceInfo = self._begin()
-        except DeviceError as error:
+            self.info: DeviceInfo = self._child.start()
+        except ChildEndedError as error:
             self.close()
             raise InputError(
-                f"chip {chip!r}: RADV opens no null device for it ({error}); expected a name that RADV knows, such as "
-                "phoenix, rembrandt, gfx1151 or navi31; choose one"
+                f"chip {chip!r}: RADV opens no null device for it (its start: RADV's compiler for {chip} {error}); "
+                "expected a name that RADV knows, such as phoenix, rembrandt, gfx1151 or navi31; choose one"
             ) from None
-
-    def _begin(self) -> DeviceInfo:
-        """Start the process; its first answer is the device."""
-        environment = {k: v for k, v in os.environ.items() if not k.startswith(("VK_", "LATENTVK_VALIDATE"))}
-        environment |= {
-            "VK_DRIVER_FILES": self._manifest,
-            "VK_ICD_FILENAMES": self._manifest,
-            "RADV_FORCE_FAMILY": self.chip,
-        }
-        environment["MESA_SHADER_CACHE_DISABLE"] = "1"  # what comes from the cache has no statistics
-        command = [sys.executable, "-m", "vkbackend.offline_worker"]
-        pipe = subprocess.PIPE
-        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=self._log, env=environment)
-        info: DeviceInfo = self._answer(self._process, "its start")
-        return info
 
     def compile(
         self,
@@ -139,18 +120,16 @@ class OfflineCompiler:
         request = Request(
             module, found.entry, bindings, found.push_bytes, dict(spec or {}), subgroup, bool(subgroup), disassemble
         )
-        if self._process is None:
-            self._begin()
-        process: Any = self._process
-        with contextlib.suppress(OSError):  # of a process that is gone; its answer says so
-            pickle.dump(request, process.stdin)
-            process.stdin.flush()
-        answer = self._answer(process, name)
+        try:
+            answer = self._child.ask(request)
+        except ChildEndedError as error:
+            raise DeviceError(f"{name}: RADV's compiler for {self.chip} {error}") from None
         if isinstance(answer, str):
             raise DeviceError(
                 f"{name}: RADV does not compile it for {self.chip}: {answer}; run spirv-val on the module"
             )
-        return answer
+        compiled: Compiled = answer
+        return compiled
 
     def compile_kernel(
         self, kernel: Kernel, spec: Mapping[str, int], *, subgroup: int, disassemble: bool = False
@@ -161,43 +140,9 @@ class OfflineCompiler:
             kernel.spirv(), dict(enumerate(words)), subgroup=subgroup, disassemble=disassemble, name=kernel.file
         )
 
-    def _answer(self, process: subprocess.Popen[bytes], what: str) -> Any:
-        """What the process says next. When it ended or hangs, it is done with, and the next request starts another."""
-        pipe: Any = process.stdout
-        ready, _, _ = select.select([pipe], [], [], TIMEOUT_S)
-        try:
-            if ready:
-                return pickle.load(pipe)
-        except (EOFError, pickle.UnpicklingError):
-            pass
-        process.kill()
-        status = self._end()
-        self._log.seek(0)
-        said = self._log.read().decode(errors="replace").strip().splitlines()
-        self._log.seek(0)
-        self._log.truncate()
-        how = f"ended with status {status}" if ready else f"hung for {TIMEOUT_S:g} s"
-        raise DeviceError(f"{what}: RADV's compiler for {self.chip} {how}: {said[-1] if said else 'it said nothing'}")
-
-    def _end(self) -> int:
-        """Wait for the process, which has no more requests to expect, and forget it. Returns its status."""
-        process: Any = self._process
-        self._process = None
-        with contextlib.suppress(OSError):  # what was buffered for a process that is gone
-            process.stdin.close()
-        try:
-            status: int = process.wait(timeout=5)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            status = process.wait()
-        process.stdout.close()
-        return status
-
     def close(self) -> None:
         """End the process."""
-        if self._process is not None:
-            self._end()
-        self._log.close()
+        self._child.close()
 
     def __enter__(self) -> OfflineCompiler:
         return self

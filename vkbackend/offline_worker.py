@@ -7,13 +7,11 @@ A compiler that crashes or hangs takes this process with it and nothing else.
 from __future__ import annotations
 
 import importlib
-import os
-import pickle
 import struct
-import sys
 import time
 from typing import Any
 
+from vkbackend.child import answer, answers, requests
 from vkbackend.offline import Compiled, Request
 from vkbackend.physical import list_devices
 
@@ -145,22 +143,15 @@ class _Compiler:
 
 def main() -> None:
     """Answer until the client goes away. The first answer is the device."""
-    answers = os.fdopen(os.dup(1), "wb")  # the driver's own words on standard output must not mix with answers
-    os.dup2(2, 1)
+    pipe = answers()
     compiler = _Compiler()
-    pickle.dump(compiler.info, answers)
-    answers.flush()
-    while True:
+    answer(pipe, compiler.info)
+    for request in requests():
         try:
-            request = pickle.load(sys.stdin.buffer)
-        except EOFError:
-            return
-        try:
-            answer: Compiled | str = compiler.compile(request)
+            found: Compiled | str = compiler.compile(request)
         except Exception as error:  # whatever the driver refuses it with becomes the client's error
-            answer = f"{type(error).__name__} {error}".strip()
-        pickle.dump(answer, answers)
-        answers.flush()
+            found = f"{type(error).__name__} {error}".strip()
+        answer(pipe, found)
 
 
 if __name__ == "__main__":

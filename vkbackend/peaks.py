@@ -23,8 +23,8 @@ from vkbackend.kernel import Kernel
 from vkbackend.memory import Use, buffer_limit
 from vkbackend.program import Program
 
-_READ = Kernel("peak_read.comp", (("source", "r"), ("sink", "w")), ("LOADS",))
-_ARITHMETIC = Kernel("peak_arithmetic.comp", (("source", "r"), ("sink", "w")), ("ROUNDS",))
+READ = Kernel("peak_read.comp", (("source", "r"), ("sink", "w")), ("LOADS",))
+ARITHMETIC = Kernel("peak_arithmetic.comp", (("source", "r"), ("sink", "w")), ("ROUNDS",))
 _LOADS, _ROUNDS = 64, 1024
 _FACTOR, _ADDEND = 0.5, 1.0  # exact in f32: every chain converges to 2
 _FLOPS_PER_ROUND = 3 * 4 * 2  # chains, elements, multiply and add, per lane
@@ -85,7 +85,7 @@ def _bandwidth(device: Device, repeats: int) -> list[float]:
 
         def add(program: Program, number: int) -> None:
             for source, sink in zip(sources, sinks[number % _SINKS], strict=True):
-                program.launch(_READ, {"source": source, "sink": sink}, (groups, 1, 1), spec={"LOADS": _LOADS})
+                program.launch(READ, {"source": source, "sink": sink}, (groups, 1, 1), spec={"LOADS": _LOADS})
 
         def check(used: int) -> None:
             for of_pass in sinks[:used]:
@@ -106,7 +106,7 @@ def _arithmetic(device: Device, repeats: int) -> list[float]:
 
         def add(program: Program, number: int) -> None:
             buffers = {"source": source, "sink": sinks[number % _SINKS]}
-            program.launch(_ARITHMETIC, buffers, (groups, 1, 1), spec={"ROUNDS": _ROUNDS})
+            program.launch(ARITHMETIC, buffers, (groups, 1, 1), spec={"ROUNDS": _ROUNDS})
 
         def check(used: int) -> None:
             for sink in sinks[:used]:

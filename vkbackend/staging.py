@@ -15,9 +15,9 @@ from vkbackend.memory import Use, buffer_limit
 from vkbackend.program import Program
 
 STAGING_BYTES = 32 * 2**20  # large enough that a transfer outlasts its submission on any bus
-_COPY = Kernel("copy_words.comp", (("source", "r"), ("target", "w")), ("EACH",), ("from", "to", "count"))
-_ZERO = Kernel("fill_zero.comp", (("target", "w"),), ("EACH",), ("to", "count"))
-_EACH = 16  # words an invocation
+COPY = Kernel("copy_words.comp", (("source", "r"), ("target", "w")), ("EACH",), ("from", "to", "count"))
+ZERO = Kernel("fill_zero.comp", (("target", "w"),), ("EACH",), ("to", "count"))
+EACH = 16  # words an invocation
 
 
 class Staging:
@@ -53,10 +53,10 @@ class Staging:
         program = Program(self._device, "zero")
         for first, count in self._pieces(target.nbytes // 4):
             program.launch(
-                _ZERO,
+                ZERO,
                 {"target": target},
                 self._grid(count),
-                spec={"EACH": _EACH},
+                spec={"EACH": EACH},
                 push={"to": first, "count": count},
                 label=f"zero {target.name}",
             )
@@ -67,10 +67,10 @@ class Staging:
         program = Program(self._device, "copy")
         for first, count in self._pieces(words):
             program.launch(
-                _COPY,
+                COPY,
                 {"source": source, "target": target},
                 self._grid(count),
-                spec={"EACH": _EACH},
+                spec={"EACH": EACH},
                 push={"from": start + first, "to": to + first, "count": count},
                 label=f"copy {source.name} to {target.name}",
             )
@@ -78,11 +78,11 @@ class Staging:
         program.free()
 
     def _grid(self, words: int) -> tuple[int, int, int]:
-        return (-(-words // (_EACH * self._device.subgroup_size)), 1, 1)
+        return (-(-words // (EACH * self._device.subgroup_size)), 1, 1)
 
     def _pieces(self, words: int) -> Iterator[tuple[int, int]]:
         """(first, count) of the launches that the device's grid limit allows."""
-        each = self._device.info.max_workgroup_count[0] * _EACH * self._device.subgroup_size
+        each = self._device.info.max_workgroup_count[0] * EACH * self._device.subgroup_size
         for first in range(0, words, each):
             yield first, min(each, words - first)
 

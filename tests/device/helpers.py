@@ -1,4 +1,4 @@
-"""What the device tests share: arrays to buffers, one kernel run by itself, random weights as a GGUF stores them."""
+"""What the device tests share: arrays to buffers, one kernel run by itself, an oracle's case held."""
 
 import copy
 import os
@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
-from gguf import GGML_QUANT_SIZES
 from gguf import GGMLQuantizationType as Q
-from gguf.quants import dequantize as gguf_dequantize
 
-from model.random_blocks import random_blocks
+from harness.oracles.case import CANARY, Case
+from harness.oracles.run import run_case
 from model.scratch import SLACK
 from model.tensors import SUPPORTED_TYPES
 from vkbackend.buffer import Buffer
@@ -19,8 +18,6 @@ from vkbackend.kernel import Kernel
 from vkbackend.memory import Memory
 from vkbackend.program import Program
 
-U = 2.0**-24  # relative error of one rounding to f32
-CANARY = np.float32(-77.25)  # what outputs hold before a run, to see which elements a kernel wrote
 FORMATS = SUPPORTED_TYPES
 # One of every family: plain, with a minimum, with inner scales, with a codebook.
 FAMILIES = (Q.F16, Q.Q5_1, Q.Q4_K, Q.Q6_K, Q.IQ4_XS, Q.MXFP4, Q.IQ1_M, Q.IQ2_XS, Q.TQ1_0)
@@ -83,11 +80,7 @@ def discrete(device: Device) -> Device:
     return other
 
 
-def random_tensor(
-    rng: np.random.Generator, kind: Q, shape: tuple[int, ...], scale: float = 1.0
-) -> tuple[np.ndarray, np.ndarray]:
-    """A random tensor: its bytes as in a GGUF (u8, flat) and the f32 values that gguf-py reads from them."""
-    block, block_bytes = GGML_QUANT_SIZES[kind]
-    data = random_blocks(kind, int(np.prod(shape)) // block, rng, scale).reshape(-1)
-    rows = data.reshape(-1, shape[-1] // block * block_bytes)
-    return data, np.asarray(gguf_dequantize(rows, kind)).reshape(shape).astype(np.float32)
+def hold(device: Device, case: Case) -> None:
+    """Run an oracle's case; everything that it says must be so."""
+    outcome = run_case(device, case)
+    assert outcome.failure is None, str(outcome.failure)

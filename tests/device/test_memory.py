@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from gguf import GGML_QUANT_SIZES
 from gguf import GGMLQuantizationType as Q
-from helpers import FORMATS, discrete, limited, random_tensor
+from helpers import FORMATS, discrete, limited
 from small_models import SmallModel
 
 import vkbackend.staging
+from harness.oracles.linear import random_tensor
 from model.engine import Model, Session
 from model.layout import PATHS
 from model.weights import stack_upload

@@ -57,8 +57,8 @@ def test_a_chip_that_radv_does_not_know(phoenix: OfflineCompiler) -> None:
 
 
 def test_a_crash_is_an_error_and_the_next_module_compiles(phoenix: OfflineCompiler) -> None:
-    assert phoenix._process is not None
-    os.kill(phoenix._process.pid, signal.SIGSEGV)
+    assert phoenix._child.process is not None
+    os.kill(phoenix._child.process.pid, signal.SIGSEGV)
     with pytest.raises(DeviceError) as caught:
         phoenix.compile_kernel(MATVEC, {"ROWS": 4}, subgroup=64)
     assert str(caught.value).startswith("matvec.comp: RADV's compiler for phoenix ended with status -11: ")

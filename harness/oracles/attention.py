@@ -1,0 +1,190 @@
+"""Fused attention over the latent cache in all its cuts, the sum of its splits, and the fallback's causal softmax."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harness.oracles.activations import floats
+from harness.oracles.case import CANARY, Case, Draft, Expected, Target, U, anything
+from model import kernels
+from model.reference.ops import softmax
+from vkbackend.kernel import Kernel
+from vkbackend.physical import DeviceInfo
+
+Doubles = NDArray[np.float64]
+Floating = NDArray[np.floating]
+SCALE = float(np.float32(0.1443))
+
+
+def attended(q: Floating, rows: Floating, values: Floating, n_past: int, scale: float) -> tuple[Doubles, Doubles]:
+    """Causal attention in float64, and what f32 may differ by. q [T, H, R + P], rows [n, R + P], values [n, R]."""
+    q64, rows64, values64 = q.astype(np.float64), rows.astype(np.float64), values.astype(np.float64)
+    out, error = np.empty((*q.shape[:2], values.shape[1])), np.empty((*q.shape[:2], values.shape[1]))
+    for t in range(q.shape[0]):
+        n = n_past + t + 1
+        scores = scale * q64[t] @ rows64[:n].T  # [H, n]
+        weights = softmax(scores)
+        out[t] = weights @ values64[:n]
+        # A score sums R + P products, by pairs in the lanes; a weight is exp of it (3 + 2 |x| places), rescaled at each
+        # tile and divided by a sum that is off by as much again; the output sums n weighted values.
+        sums = scale * np.abs(q64[t]) @ np.abs(rows64[:n]).T
+        score_error = U * (q.shape[-1] + 3) * sums.max(axis=1, keepdims=True)
+        spread = np.ptp(scores, axis=1, keepdims=True)
+        relative = 2 * (score_error + 2 * U * (3 + 2 * spread) + U * n)
+        error[t] = (relative + U * n) * (weights @ np.abs(values64[:n]))
+    return out, error
+
+
+def attention_spec(lanes: int, latent: int, rope: int, heads: int, splits: int) -> dict[str, int]:
+    """The kernel's constants for rows of ``latent`` + ``rope``, ``heads`` a workgroup and tiles of 8 rows."""
+    words = {"LATENT_WORDS": -(-latent // 2 // lanes), "ROPE_WORDS": -(-rope // 2 // lanes)}
+    return {"LATENT": latent, "ROPE": rope, "HEADS": heads, "TILE": 8, "SPLITS": splits, **words}
+
+
+def latent_case(
+    info: DeviceInfo,
+    rng: np.random.Generator,
+    kernel: Kernel,
+    spec: Mapping[str, int],
+    *,
+    heads: int,
+    n_past: int,
+    tokens: int,
+    edges: tuple[int, ...] = (),
+) -> Case:
+    """``tokens`` attend to a cache of ``n_past`` rows and their own; with ``edges`` a launch for each range between.
+
+    With REDUNDANT_V the values' own copy holds other numbers, to see that it is the one that is read. A chunk has room
+    for two tokens more, which must stay as they were.
+    """
+    latent, rope, splits = spec["LATENT"], spec["ROPE"], spec["SPLITS"]
+    capacity, n_ctx = (1, n_past + 9) if tokens == 1 else (tokens + 2, n_past + tokens + 9)
+    what = f"{tokens} tokens of {heads} heads after {n_past}" + (f", shards {edges}" if edges else "")
+    draft = Draft(info, what)
+    dtype: type[np.floating] = np.float32 if "CACHE_F32" in kernel.macros else np.float16
+    q = (2 * rng.standard_normal((capacity, heads, latent + rope))).astype(np.float32)
+    rows = rng.standard_normal((n_ctx, latent + rope)).astype(dtype)
+    redundant = "REDUNDANT_V" in kernel.macros
+    values: Floating = rng.standard_normal((n_ctx, latent)).astype(dtype) if redundant else rows[:, :latent]
+    slots = splits * max(1, len(edges) - 1)
+    out, stats = draft.canary(capacity, heads, latent, name="out"), draft.canary(capacity * slots, heads, 2)
+    joined = slots > 1 or bool(edges)
+    parts = draft.canary(capacity * slots, heads, latent) if joined else out
+    buffers = {"q": draft.upload(q), "out": parts, "stats": stats, "params": draft.params(n_past, tokens)}
+    grid = (heads // spec["HEADS"], splits, capacity)
+    push: dict[str, int | float] = {"heads": heads, "scale": SCALE}
+    for index, (first, end) in enumerate(pairwise(edges) if edges else [(0, n_ctx)]):
+        own = {"cache": draft.upload(rows[first:end])}
+        own |= {"values": draft.upload(values[first:end])} if redundant else {}
+        of = {"first": first, "last": end, "slot_first": index * splits, "slots": slots} if edges else {}
+        draft.launch(kernel, buffers | own, grid, spec=spec, push=push | of)
+    expected, tolerance = np.full((capacity, heads, latent), float(CANARY)), np.zeros((capacity, heads, latent))
+    expected[:tokens], tolerance[:tokens] = attended(q[:tokens], rows, values, n_past, SCALE)
+    found = {out: Expected(expected, tolerance=tolerance, axes=("token", "head", "element"))}
+    if joined:
+        combine = {"parts": parts, "stats": stats, "out": out}
+        draft.launch(
+            kernels.ATTENTION_COMBINE, combine, (tokens * heads, 1, 1), push={"latent": latent, "splits": slots}
+        )
+        found |= {parts: anything(capacity * slots, heads, latent), stats: anything(capacity * slots, heads, 2)}
+    else:
+        found[stats] = Expected(np.full((capacity, heads, 2), CANARY))  # written where sums are to be joined
+    return draft.case(found)
+
+
+def far_case(info: DeviceInfo, kernel: Kernel, spec: Mapping[str, int]) -> Case:
+    """Scores from -30,000 to 30,000: online softmax must not overflow where exp of a score would, nor lose a later, far
+    greater one. All weight is on the last row, whose value comes out to the bit."""
+    draft = Draft(info, "scores far apart and far from zero")
+    latent, rope, heads, n = spec["LATENT"], spec["ROPE"], spec["HEADS"], 40
+    rows = np.zeros((n, latent + rope), np.float16)
+    rows[:, 0] = np.linspace(-1000, 1000, n)
+    rows[:, 1] = np.arange(n)
+    q = np.zeros((1, heads, latent + rope), np.float32)
+    q[..., 0] = 30
+    out, stats = draft.canary(heads, latent), draft.canary(heads, 2)
+    dtype = np.float32 if "CACHE_F32" in kernel.macros else np.float16
+    buffers = {"q": draft.upload(q), "cache": draft.upload(rows.astype(dtype)), "out": out, "stats": stats}
+    buffers["params"] = draft.params(n - 1, 1)
+    draft.launch(kernel, buffers, (1, 1, 1), spec=spec, push={"heads": heads, "scale": 1.0})
+    expected = np.zeros((heads, latent), np.float32)
+    expected[:, :2] = 1000, n - 1
+    return draft.case({out: Expected(expected, axes=("head", "element")), stats: Expected(np.full((heads, 2), CANARY))})
+
+
+def latent_cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
+    """A cache of one row, tiles that are full and not, more splits than tiles; chunks, where the kernel serves them."""
+    info, kernel, spec = target.info, target.kernel, target.spec
+    tile, drawn = spec["TILE"], int(rng.integers(1, 200))
+    single = spec["SPLITS"] > 1
+    shapes = [(0, 1), (tile - 2, 1), (tile - 1, 1), (tile, 1), (drawn, 1)]
+    shapes = shapes if single else [(0, 1), (0, tile + 1), (tile - 1, 3), (drawn, int(rng.integers(2, 9)))]
+    for n_past, tokens in shapes:
+        end = n_past + tokens + 9
+        heads = spec["HEADS"] * int(rng.integers(1, 3))
+        edges = ((0, 7, 8, 20, end) if end > 20 else (0, 1, 4, end)) if target.has("SHARD") else ()
+        yield latent_case(info, rng, kernel, spec, heads=heads, n_past=n_past, tokens=tokens, edges=edges)
+    if not (single or target.has("SHARD") or target.has("REDUNDANT_V")):
+        yield far_case(info, kernel, spec)
+
+
+def combine_case(info: DeviceInfo, rng: np.random.Generator, rows: int, latent: int, splits: int) -> Case:
+    """Sums of ``splits`` parts for each of ``rows`` tokens and heads; of some the last part is empty."""
+    draft = Draft(info, f"{rows} rows of {latent} in {splits} parts")
+    parts, stats = floats(rng, rows, splits, latent), np.empty((rows, splits, 2), np.float32)
+    stats[..., 0], stats[..., 1] = 5 * floats(rng, rows, splits), 1 + rng.random((rows, splits))
+    if splits > 1:
+        parts[::2, -1], stats[::2, -1] = 0, (-1e30, 0)  # what a split without rows leaves
+    out = draft.canary(rows + 1, latent)
+    buffers = {"parts": draft.upload(parts), "stats": draft.upload(stats), "out": out}
+    draft.launch(kernels.ATTENTION_COMBINE, buffers, (rows, 1, 1), push={"latent": latent, "splits": splits})
+    below = stats[..., 0].astype(np.float64).max(axis=1, keepdims=True) - stats[..., 0]
+    factors = np.exp(-below)
+    total = (factors * stats[..., 1]).sum(axis=1)[:, None]
+    expected, tolerance = np.full((rows + 1, latent), float(CANARY)), np.zeros((rows + 1, latent))
+    expected[:rows] = (factors[..., None] * parts).sum(axis=1) / total
+    # A factor is off by exp's 3 + 2 |x| places and half a place of x itself (U |x|); a sum of S products rounds S + 1
+    # times, above and below the line; the division takes 2.5 places. A factor below e^-87 is 0 either way.
+    reach = np.where(below < 87, below, 0).max(axis=1)[:, None]
+    relative = 2 * (2 * U * (3 + 2 * reach) + U * reach + U * (splits + 1)) + 5 * U
+    tolerance[:rows] = relative * (factors[..., None] * np.abs(parts)).sum(axis=1) / total
+    return draft.case({out: Expected(expected, tolerance=tolerance, axes=("row", "element"))})
+
+
+def combine_cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
+    for rows, latent, splits in ((1, 4, 1), (3, 44, 5), (20, 512, 4), (7, 4 * int(rng.integers(1, 200)), 9)):
+        yield combine_case(target.info, rng, rows, latent, splits)
+
+
+def softmax_case(info: DeviceInfo, rng: np.random.Generator, n_past: int, tokens: int, *, capacity: int = 7) -> Case:
+    """Weights of what each token sees, zeros up to the next 32 positions past the chunk, and nothing else."""
+    heads, n_ctx, scale = 3, -(-(n_past + capacity) // 32) * 32 + 32, float(np.float32(0.171))
+    draft = Draft(info, f"{tokens} of {capacity} tokens after {n_past}")
+    scores = floats(rng, heads, capacity, n_ctx) * 40
+    out = draft.upload(scores)
+    push = {"capacity": capacity, "n_ctx": n_ctx, "scale": scale}
+    buffers = {"scores": out, "params": draft.params(n_past, tokens)}
+    draft.launch(kernels.SOFTMAX_CAUSAL, buffers, (capacity, heads, 1), push=push)
+    expected, tolerance = scores.astype(np.float64), np.zeros(scores.shape)
+    read = -(-(n_past + tokens) // 32) * 32
+    for t in range(tokens):
+        visible = n_past + t + 1
+        scaled = scale * scores[:, t, :visible].astype(np.float64)
+        below = scaled.max(axis=-1, keepdims=True) - scaled
+        weights = softmax(scaled)
+        expected[:, t, :visible] = weights
+        # exp's argument rounds twice and exp itself to 3 + 2 |x| places; as much again in the sum it is divided by.
+        tolerance[:, t, :visible] = 2 * U * (2 * (3 + 2 * below) + 2 * below + visible) * weights + 1e-37
+        expected[:, t, visible:read] = 0
+    return draft.case({out: Expected(expected, tolerance=tolerance, axes=("head", "token", "position"))})
+
+
+def softmax_cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
+    """One visible position; edges of the 32 positions that are read; chunks that are full and not."""
+    drawn = int(rng.integers(0, 500)), int(rng.integers(1, 8))
+    for n_past, tokens in ((0, 1), (0, 5), (29, 1), (31, 1), (30, 5), (90, 6), drawn):
+        yield softmax_case(target.info, rng, n_past, tokens)

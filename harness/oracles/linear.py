@@ -1,0 +1,329 @@
+"""Matrix products over every weight format: of a token, of a chunk, of chosen experts, of a cache taken as a matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from gguf import GGML_QUANT_SIZES
+from gguf import GGMLQuantizationType as Q
+from gguf.quants import dequantize
+from numpy.typing import NDArray
+
+from harness.oracles.case import CANARY, Case, Draft, Expected, Target, U
+from model.block_formats import PLAIN, codebook
+from model.linear import Tiling, View, linear, routed_linear
+from model.random_blocks import random_blocks
+from model.weights import Weight, allocate, stack_upload
+from vkbackend.kernel import Kernel
+from vkbackend.physical import DeviceInfo
+
+Doubles = NDArray[np.float64]
+
+
+def weight_type(kernel: Kernel) -> Q:
+    """The weight format that a kernel is compiled for."""
+    (kind,) = (name.removeprefix("FORMAT_") for name in kernel.macros if name.startswith("FORMAT_"))
+    return Q[kind]
+
+
+def tiling_of(target: Target) -> Tiling:
+    """The tiling that the kernel's own constants stand for."""
+    rows = target.spec["ROWS"]
+    if target.kernel.file == "matvec.comp":
+        return Tiling(True, {"ROWS": rows}, rows, 1)
+    tokens = target.spec["TOKENS"]
+    return Tiling(False, {"ROWS": rows, "TOKENS": tokens}, rows * target.lanes, tokens)
+
+
+def random_tensor(
+    rng: np.random.Generator, kind: Q, shape: tuple[int, ...], scale: float = 1.0
+) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """A random tensor: its bytes as in a GGUF (u8, flat) and the f32 values that gguf-py reads from them."""
+    block, block_bytes = GGML_QUANT_SIZES[kind]
+    data = random_blocks(kind, int(np.prod(shape)) // block, rng, scale).reshape(-1)
+    rows = data.reshape(-1, shape[-1] // block * block_bytes)
+    return data, np.asarray(dequantize(rows, kind)).reshape(shape).astype(np.float32)
+
+
+def largest_error(weight: NDArray[np.floating], x: NDArray[np.floating]) -> Doubles:
+    """What rounding may do to a product of ``weight`` [..., rows, K] and ``x`` [..., K] in f32. -> [...].
+
+    Quants and minima are multiplied and summed apart in some forms. Formats without a minimum have |d q| = |w|; of the
+    others random_blocks puts m in the middle of 0 to d q, so that |d q| + |m| is at most 3 times the largest weight. A
+    sum of K terms by fours rounds at most K / 4 + 3 times; decoding and joining the two sums take at most 5 more.
+    """
+    roundings = weight.shape[-1] / 4 + 8
+    peak = 3 * np.abs(weight).max()
+    error: Doubles = U * roundings * peak * np.abs(x).sum(axis=-1, dtype=np.float64)
+    return error
+
+
+def _upload(
+    draft: Draft, rng: np.random.Generator, kind: Q, shape: tuple[int, ...], limit: int
+) -> tuple[Weight, Doubles]:
+    """A random tensor in buffers of at most ``limit`` bytes beside the codebook (0: in one), and its values."""
+    data, values = random_tensor(rng, kind, shape)
+    owner = draft.limited(codebook(kind).size + limit) if limit else draft.device
+    return stack_upload(owner, "w", kind, shape, data), values.astype(np.float64)
+
+
+def product_case(
+    info: DeviceInfo,
+    rng: np.random.Generator,
+    kind: Q,
+    shape: tuple[int, ...],
+    tiling: Tiling | None,
+    *,
+    capacity: int,
+    n_tokens: int | None = None,
+    accumulate: bool = False,
+    limit: int = 0,
+) -> Case:
+    """y[token][matrix] (+)= W[matrix] x[token][matrix] for ``shape`` [matrices,] rows, columns.
+
+    Inputs lie apart at odd strides, outputs in the middle of a larger buffer, and everything around them must stay as
+    it was. ``limit`` is the bytes of weights in a buffer, 0 for all.
+    """
+    n_tokens = capacity if n_tokens is None else n_tokens
+    matrices, rows, columns = (1, *shape)[-3:]
+    more = f", {n_tokens} of {capacity} tokens" + (", accumulated" if accumulate else "")
+    draft = Draft(info, " x ".join(map(str, shape)) + more + (f", buffers of {limit} bytes" if limit else ""))
+    weight, values = _upload(draft, rng, kind, shape, limit)
+    values = values.reshape(matrices, rows, columns)
+    x_batch, y_batch = columns + 12, rows + 3
+    x_token, y_token = matrices * x_batch + 4, matrices * y_batch + 5
+    x = rng.standard_normal((capacity, x_token)).astype(np.float32)
+    before = rng.standard_normal(2 + capacity * y_token + 40).astype(np.float32)
+    y = draft.upload(before, "y")
+    linear(
+        draft.program,
+        weight,
+        View(draft.upload(np.concatenate([np.zeros(8, np.float32), x.reshape(-1)])), 8, x_batch, x_token),
+        View(y, 2, y_batch, y_token),
+        tokens=capacity,
+        params=draft.params(5, n_tokens),
+        accumulate=accumulate,
+        tiling=tiling,
+    )
+    expected, tolerance = before.astype(np.float64), np.zeros(before.size)
+    for token in range(n_tokens):
+        for m in range(matrices):
+            vector = x[token, m * x_batch : m * x_batch + columns].astype(np.float64)
+            at = slice(2 + token * y_token + m * y_batch, 2 + token * y_token + m * y_batch + rows)
+            result = values[m] @ vector
+            expected[at] = expected[at] + result if accumulate else result
+            # What is added to is exact; the sum rounds once more.
+            tolerance[at] = largest_error(values[m], vector) + (U * np.abs(expected[at]) if accumulate else 0)
+
+    def locate(index: int) -> str:
+        token, rest = divmod(index - 2, y_token)
+        return f"token {token}, matrix {rest // y_batch}, row {rest % y_batch}"
+
+    return draft.case({y: Expected(expected, tolerance=tolerance, locate=locate)})
+
+
+ROUTINGS = {
+    "random": lambda rng, n, used, experts: np.stack([rng.permutation(experts)[:used] for _ in range(n)]),
+    "all the same": lambda rng, n, used, experts: np.tile(np.arange(experts)[-used:], (n, 1)),
+}
+
+
+def routed_case(
+    info: DeviceInfo,
+    rng: np.random.Generator,
+    kind: Q,
+    shape: tuple[int, int, int],
+    tiling: Tiling | None,
+    *,
+    capacity: int,
+    n_tokens: int,
+    used: int,
+    shared_input: bool,
+    routing: str = "random",
+    limit: int = 0,
+) -> Case:
+    """y[token][slot] = W[expert of (token, slot)] x for ``shape`` experts, rows, columns.
+
+    Inputs belong to a token (gate, up) or to a chosen expert (down); outputs past the tokens must stay as they were.
+    """
+    experts, rows, columns = shape
+    inputs = "a token" if shared_input else "a slot"
+    what = f"{experts} x {rows} x {columns}, {n_tokens} of {capacity} tokens, {used} experts used, {routing}"
+    draft = Draft(info, f"{what}, an input {inputs}" + (f", buffers of {limit} bytes" if limit else ""))
+    weight, values = _upload(draft, rng, kind, shape, limit)
+    chosen = ROUTINGS[routing](rng, capacity, used, experts)
+    counts = np.zeros(experts, np.uint32)
+    pairs = np.full((experts, capacity), 10**9, np.uint32)  # entries past the count must not be read
+    for pair, expert in enumerate(chosen[:n_tokens].reshape(-1)):
+        pairs[expert, counts[expert]] = pair
+        counts[expert] += 1
+    x = rng.standard_normal((capacity, 1 if shared_input else used, columns)).astype(np.float32)
+    y = draft.canary(capacity, used, rows)
+    routed_linear(
+        draft.program,
+        weight,
+        View(draft.upload(x), batch=0 if shared_input else columns, token=x[0].size),
+        View(y, batch=rows, token=used * rows),
+        tokens=capacity,
+        used=used,
+        routing={
+            "chosen": draft.upload(chosen.astype(np.uint32)),
+            "counts": draft.upload(counts),
+            "pairs": draft.upload(pairs),
+        },
+        params=draft.params(0, n_tokens),
+        tiling=tiling,
+    )
+    expected, tolerance = np.full((capacity, used, rows), float(CANARY)), np.zeros((capacity, used, rows))
+    for token in range(n_tokens):
+        for slot in range(used):
+            matrix, vector = values[chosen[token, slot]], x[token, 0 if shared_input else slot].astype(np.float64)
+            expected[token, slot] = matrix @ vector
+            tolerance[token, slot] = largest_error(matrix, vector)
+    return draft.case({y: Expected(expected, tolerance=tolerance, axes=("token", "slot", "row"))})
+
+
+def keys_case(
+    info: DeviceInfo,
+    rng: np.random.Generator,
+    kind: Q,
+    tiling: Tiling | None,
+    *,
+    capacity: int,
+    heads: int,
+    n_past: int,
+    n_tokens: int | None = None,
+) -> Case:
+    """Scores of a per-head cache of keys taken as a matrix: only filled rows make them."""
+    n_tokens = capacity if n_tokens is None else n_tokens
+    n_ctx, key = -(-(n_past + capacity) // 32) * 32 + 32, 32
+    draft = Draft(info, f"keys of {heads} heads, {n_tokens} of {capacity} tokens after {n_past}")
+    keys = allocate(draft.device, "k", kind, heads, n_ctx, key)
+    k = rng.standard_normal((heads, n_ctx, key)).astype(_STORED[kind])
+    keys.shards[0].buffer.upload(k)
+    q = rng.standard_normal((capacity, heads, key)).astype(np.float32)
+    scores = draft.canary(heads, capacity, n_ctx)
+    query = View(draft.upload(q), batch=key, token=heads * key)
+    to = View(scores, batch=capacity * n_ctx, token=n_ctx)
+    params = draft.params(n_past, n_tokens)
+    linear(draft.program, keys, query, to, tokens=capacity, params=params, cache_extent="ROWS", tiling=tiling)
+    expected, tolerance = np.full((heads, capacity, n_ctx), float(CANARY)), np.zeros((heads, capacity, n_ctx))
+    filled = n_past + n_tokens
+    here = np.s_[:, :n_tokens, :filled]
+    expected[here] = np.einsum("hnk,thk->htn", k.astype(np.float64), q)[here]
+    tolerance[here] = largest_error(k, q.transpose(1, 0, 2))[:, :n_tokens, None]
+    return draft.case({scores: Expected(expected, tolerance=tolerance, axes=("head", "token", "position"))})
+
+
+def values_case(
+    info: DeviceInfo,
+    rng: np.random.Generator,
+    kind: Q,
+    tiling: Tiling | None,
+    *,
+    capacity: int,
+    heads: int,
+    n_past: int,
+    n_tokens: int | None = None,
+) -> Case:
+    """A per-head cache of transposed values times weights: only filled columns, in whole units, take part."""
+    n_tokens = capacity if n_tokens is None else n_tokens
+    padded, value = -(-(n_past + n_tokens) // 32) * 32, 20
+    n_ctx = -(-(n_past + capacity) // 32) * 32 + 32
+    draft = Draft(info, f"values of {heads} heads, {n_tokens} of {capacity} tokens after {n_past}")
+    values = allocate(draft.device, "v", kind, heads, value, n_ctx)
+    v = rng.standard_normal((heads, value, n_ctx)).astype(_STORED[kind])
+    values.shards[0].buffer.upload(v)
+    p = rng.random((heads, capacity, n_ctx)).astype(np.float32)
+    out = draft.canary(capacity, heads, value)
+    weights = View(draft.upload(p), batch=capacity * n_ctx, token=n_ctx)
+    to = View(out, batch=value, token=heads * value)
+    params = draft.params(n_past, n_tokens)
+    linear(draft.program, values, weights, to, tokens=capacity, params=params, cache_extent="UNITS", tiling=tiling)
+    expected, tolerance = np.full((capacity, heads, value), float(CANARY)), np.zeros((capacity, heads, value))
+    attended = np.einsum("hvn,htn->thv", v[..., :padded].astype(np.float64), p[..., :padded])
+    expected[:n_tokens] = attended[:n_tokens]
+    error = largest_error(v[..., :padded], p[..., :padded]).transpose(1, 0)[..., None]
+    tolerance[:n_tokens] = error[:n_tokens]
+    return draft.case({out: Expected(expected, tolerance=tolerance, axes=("token", "head", "row"))})
+
+
+_STORED = {Q.F16: np.float16, Q.F32: np.float32}  # types of caches
+
+
+def cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
+    """Every case of the kernel's kind: cache as a matrix, chosen or grouped experts, plain product."""
+    kind, tiling = weight_type(target.kernel), tiling_of(target)
+    if target.has("ROWS_FROM_CACHE") or target.has("UNITS_FROM_CACHE"):
+        make = keys_case if target.has("ROWS_FROM_CACHE") else values_case
+        single = tiling.tokens == 1
+        for heads, n_past in ((1, 0), (5, 31), (2, 60), (3, int(rng.integers(1, 200)))):
+            capacity = 1 if single else int(rng.integers(2, 8))
+            yield make(target.info, rng, kind, tiling, capacity=capacity, heads=heads, n_past=n_past)
+        if not single:
+            yield make(target.info, rng, kind, tiling, capacity=6, heads=2, n_past=29, n_tokens=2)
+    elif target.has("CHOSEN") or target.has("ROUTED"):
+        yield from _routed_cases(target, rng, kind, tiling)
+    else:
+        yield from _product_cases(target, rng, kind, tiling)
+
+
+def _product_cases(target: Target, rng: np.random.Generator, kind: Q, tiling: Tiling) -> Iterator[Case]:
+    """One row; one more than a workgroup's; odd numbers over several; heads, padding, splits, chunks not full."""
+    info, block = target.info, max(32, GGML_QUANT_SIZES[kind][0])
+    chunk = 1 if tiling.tokens == 1 else tiling.tokens + 3
+    drawn = int(rng.integers(2, 3 * tiling.rows + 9)), block * int(rng.integers(1, 1280 // block + 1))
+    for shape in ((1, block), (tiling.rows + 1, 512), (2 * tiling.rows + 3, 1280), drawn):
+        yield product_case(info, rng, kind, shape, tiling, capacity=chunk)
+    yield product_case(info, rng, kind, (5, 21, 256), tiling, capacity=chunk, accumulate=True)
+    rows = 67 * GGML_QUANT_SIZES[kind][1] * 256 // GGML_QUANT_SIZES[kind][0]
+    yield product_case(info, rng, kind, (67, 256), tiling, capacity=chunk, limit=rows // 3)
+    stack = 5 * 19 * GGML_QUANT_SIZES[kind][1] * 256 // GGML_QUANT_SIZES[kind][0]
+    yield product_case(info, rng, kind, (19, 5, 256), tiling, capacity=chunk, limit=stack // 2 + 1)
+    for columns in (4, 24, 100) if kind in PLAIN else ():
+        yield product_case(info, rng, kind, (6, 13, columns), tiling, capacity=chunk)
+    if chunk > 1:
+        for n_tokens in (1, tiling.tokens, tiling.tokens + 1):
+            yield product_case(info, rng, kind, (33, 256), tiling, capacity=chunk, n_tokens=n_tokens)
+
+
+def _routed_cases(target: Target, rng: np.random.Generator, kind: Q, tiling: Tiling) -> Iterator[Case]:
+    """Experts that no token chose and experts that all chose, chunks full and not, in one buffer and in two."""
+    single = target.has("CHOSEN")
+    capacity = 1 if single else target.spec["CAPACITY"]
+    divisor = 3 if single else target.spec["X_DIVISOR"]  # 1: an input for each slot
+    used = divisor if divisor > 1 else 3
+    row = 21 * 256 // GGML_QUANT_SIZES[kind][0] * GGML_QUANT_SIZES[kind][1]
+    for routing, experts, limit in (("random", 11, 0), ("all the same", 7, 0), ("random", 11, 8 * row)):
+        for shared in (True, False) if single else (divisor > 1,):
+            n_tokens = 1 if single else int(rng.integers(2, min(capacity, 12) + 1)) if capacity > 1 else 1
+            yield routed_case(
+                target.info,
+                rng,
+                kind,
+                (experts, 21, 256),
+                tiling,
+                capacity=capacity,
+                n_tokens=n_tokens,
+                used=min(used, experts),
+                shared_input=shared,
+                routing=routing,
+                limit=limit,
+            )
+    if single:
+        return
+    full = min(capacity, 2 * tiling.tokens + 1)
+    for experts, rows, n_tokens, routing in ((5, 3, 1, "random"), (used + 1, 9, full, "all the same")):
+        yield routed_case(
+            target.info,
+            rng,
+            kind,
+            (experts, rows, 256),
+            tiling,
+            capacity=capacity,
+            n_tokens=n_tokens,
+            used=used,
+            shared_input=divisor > 1,
+            routing=routing,
+        )
