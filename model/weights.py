@@ -185,7 +185,8 @@ def stack_upload(
             nbytes = book + n_rows * device_row
             buffer = Buffer(device, nbytes, f"{name}[{first}:{end}]", use=Use.WEIGHTS, zeroed=False)
             shards.append(Shard(buffer, first, end, scale_base))
-            _write(buffer, source[first:end] if stacked else source[:, first:end], kind, columns)
+            if device.keeps_data:
+                _write(buffer, source[first:end] if stacked else source[:, first:end], kind, columns)
     except BaseException:
         _free(shards)
         raise

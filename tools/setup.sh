@@ -63,6 +63,7 @@ missing_packages() {
     have cc || [ -n "${CC:-}" ] || echo gcc
     have make || echo make
     have glslangValidator || echo glslang-tools
+    have spirv-val || echo spirv-tools
     has_header vulkan/vulkan.h || echo libvulkan-dev
     has_header fmt/core.h || echo libfmt-dev
     if [ -z "$python" ]; then
@@ -215,7 +216,7 @@ fingerprint() {
 
 everything_is_there() {
     [ -f "$STAMP" ] && [ "$(cat "$STAMP")" = "$(fingerprint)" ] && [ -x .venv/bin/latentvk ] && [ -f "$COMPANION" ] &&
-        have glslangValidator && .venv/bin/python -c 'import kp' 2>/dev/null &&
+        have glslangValidator && have spirv-val && .venv/bin/python -c 'import kp' 2>/dev/null &&
         .venv/bin/python tools/vulkan_probe.py >/dev/null 2>&1 && { [ -z "$SCOPE" ] || has_validation .venv/bin/python; }
 }
 

@@ -27,6 +27,8 @@ class Device:
         DeviceError: the driver does not create the device, or the companion layer did not load for it.
     """
 
+    keeps_data = True  # False where buffers have no memory (vkbackend/dry.py): then nothing need be uploaded
+
     def __init__(self, info: DeviceInfo, memory_fraction: float | None = None) -> None:
         import kp  # deferred: importing it must not be needed to list devices or inspect a file
 

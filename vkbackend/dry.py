@@ -25,6 +25,8 @@ class DryDevice(Device):
     What is uploaded is dropped, what is downloaded is zero.
     """
 
+    keeps_data = False
+
     def __init__(self, info: DeviceInfo) -> None:
         self.info = info
         self.memory_fraction = None

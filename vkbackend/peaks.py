@@ -25,7 +25,7 @@ from vkbackend.program import Program
 
 READ = Kernel("peak_read.comp", (("source", "r"), ("sink", "w")), ("LOADS",))
 ARITHMETIC = Kernel("peak_arithmetic.comp", (("source", "r"), ("sink", "w")), ("ROUNDS",))
-_LOADS, _ROUNDS = 64, 1024
+LOADS, ROUNDS = 64, 1024
 _FACTOR, _ADDEND = 0.5, 1.0  # exact in f32: every chain converges to 2
 _FLOPS_PER_ROUND = 3 * 4 * 2  # chains, elements, multiply and add, per lane
 # Bytes of a pass: the largest last-level caches of GPUs have 256 MiB, and part of them may survive from pass to pass.
@@ -61,7 +61,7 @@ def measure_peaks(device: Device, repeats: int = 5) -> Peaks:
 
 def _bandwidth(device: Device, repeats: int) -> list[float]:
     lanes, cpu = device.subgroup_size, device.info.kind == "cpu"
-    group = _LOADS * lanes * 16
+    group = LOADS * lanes * 16
     whole = min(_PASS_BYTES_CPU if cpu else _PASS_BYTES, device.memory.room().nbytes // 4)
     part = min(_PART_BYTES, buffer_limit(device), group * device.info.max_workgroup_count[0], whole)
     part = max(_TILE_BYTES, part // _TILE_BYTES * _TILE_BYTES)
@@ -70,7 +70,7 @@ def _bandwidth(device: Device, repeats: int) -> list[float]:
     groups = part // group
     # Each tile begins one workgroup's data further on, so that no workgroup reads what another of its pass reads.
     data = np.random.default_rng(0).integers(0, 2**32, (_TILE_BYTES + parts * tiles * group) // 4, dtype=np.uint32)
-    sums = np.bitwise_xor.reduce(data.reshape(-1, _LOADS, lanes, 4), axis=(1, 3))
+    sums = np.bitwise_xor.reduce(data.reshape(-1, LOADS, lanes, 4), axis=(1, 3))
     per_tile = _TILE_BYTES // group
     with ExitStack() as stack:
         sources, expected = [], []
@@ -85,7 +85,7 @@ def _bandwidth(device: Device, repeats: int) -> list[float]:
 
         def add(program: Program, number: int) -> None:
             for source, sink in zip(sources, sinks[number % _SINKS], strict=True):
-                program.launch(READ, {"source": source, "sink": sink}, (groups, 1, 1), spec={"LOADS": _LOADS})
+                program.launch(READ, {"source": source, "sink": sink}, (groups, 1, 1), spec={"LOADS": LOADS})
 
         def check(used: int) -> None:
             for of_pass in sinks[:used]:
@@ -106,13 +106,13 @@ def _arithmetic(device: Device, repeats: int) -> list[float]:
 
         def add(program: Program, number: int) -> None:
             buffers = {"source": source, "sink": sinks[number % _SINKS]}
-            program.launch(ARITHMETIC, buffers, (groups, 1, 1), spec={"ROUNDS": _ROUNDS})
+            program.launch(ARITHMETIC, buffers, (groups, 1, 1), spec={"ROUNDS": ROUNDS})
 
         def check(used: int) -> None:
             for sink in sinks[:used]:
                 _check(sink, expected, "arithmetic")
 
-        flops = groups * lanes * _ROUNDS * _FLOPS_PER_ROUND
+        flops = groups * lanes * ROUNDS * _FLOPS_PER_ROUND
         return _rates(device, "peak_arithmetic", flops, add, check, repeats)
 
 

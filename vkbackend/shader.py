@@ -118,14 +118,31 @@ def compile_shader(name: str, macros: Mapping[str, str]) -> bytes:
         InputError: the source is missing, or the cache cannot be written.
         DeviceError: there is no compiler.
     """
-    path, version = compiler()
+    entry = _entry(name, macros)
+    if not entry.is_file():
+        _compile_into(entry, name, macros, strictly=False)
+    return entry.read_bytes()
+
+
+def compile_strictly(name: str, macros: Mapping[str, str]) -> bytes:
+    """As ``compile_shader``, but anew, and a warning is an error."""
+    entry = _entry(name, macros)
+    _compile_into(entry, name, macros, strictly=True)
+    return entry.read_bytes()
+
+
+def _entry(name: str, macros: Mapping[str, str]) -> Path:
+    """Where the cache keeps the module of the sources as they are now."""
+    _, version = compiler()
     source = SHADER_ROOT / name
     digest = hashlib.sha256("\0".join((version, *_FLAGS, *(f"{k}={v}" for k, v in sorted(macros.items())))).encode())
     for part, text in sorted(sources(source).items()):
         digest.update(f"\0{part.name}\0{text}".encode())
-    entry = cache_folder() / f"{source.stem}-{digest.hexdigest()[:32]}.spv"
-    if entry.is_file():
-        return entry.read_bytes()
+    return cache_folder() / f"{source.stem}-{digest.hexdigest()[:32]}.spv"
+
+
+def _compile_into(entry: Path, name: str, macros: Mapping[str, str], strictly: bool) -> None:
+    path, _ = compiler()
     try:
         entry.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=entry.parent, suffix=".tmp")
@@ -136,22 +153,12 @@ def compile_shader(name: str, macros: Mapping[str, str]) -> bytes:
         ) from error
     os.close(handle)
     try:
-        _run_compiler(path, source, macros, temporary)
+        warnings = _run_compiler(path, SHADER_ROOT / name, macros, temporary)
+        if strictly and warnings:
+            raise ShaderError(name, macros, warnings, "")
         Path(temporary).replace(entry)
     finally:
         Path(temporary).unlink(missing_ok=True)
-    return entry.read_bytes()
-
-
-def compile_strictly(name: str, macros: Mapping[str, str]) -> bytes:
-    """As ``compile_shader``, but anew, and a warning is an error."""
-    path, _ = compiler()
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "module.spv"
-        warnings = _run_compiler(path, SHADER_ROOT / name, macros, str(out))
-        if warnings:
-            raise ShaderError(name, macros, warnings, "")
-        return out.read_bytes()
 
 
 def _run_compiler(compiler: str, source: Path, macros: Mapping[str, str], out: str) -> tuple[Diagnostic, ...]:

@@ -103,6 +103,8 @@ class _Mapped:
 class HostDevice(DryDevice):
     """Buffers keep what is uploaded; programs hold their launches and cannot run."""
 
+    keeps_data = True
+
     def __init__(self, info: DeviceInfo) -> None:
         super().__init__(info)
         self.manager = _Tensors()

@@ -176,7 +176,7 @@ def grouping_cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
 
 def sum_case(info: DeviceInfo, rng: np.random.Generator, width: int, used: int, has_shared: bool) -> Case:
     """x += weighted experts (+ the shared one) for three of four tokens."""
-    draft = Draft(info, f"{used} experts of {width}" + (" and a shared one" if has_shared else ""))
+    draft = Draft(info, f"{used} x {width}" + (" and a shared expert" if has_shared else ""))
     tokens, capacity = 3, 4
     routed = rng.standard_normal((capacity, used, width)).astype(np.float32)
     weights = rng.standard_normal((capacity, used)).astype(np.float32)

@@ -27,7 +27,7 @@ class Failure:
 
     def __str__(self) -> str:
         within = f"within {self.tolerance:.3g}" if self.tolerance else "to the bit"
-        more = f", and {self.others} more elements" if self.others else ""
+        more = f", and {self.others} more" if self.others else ""
         return f"{self.what}: {self.element} is {self.found:.9g}, expected {self.expected:.9g} {within}{more}"
 
 

@@ -30,7 +30,7 @@ REAL_TOOLS = (
 )
 USABLE = "llvmpipe (cpu, Mesa 25.0.7): usable"
 APT_INSTALL = "apt-get -o DPkg::Lock::Timeout=120 install -y --no-remove --no-install-recommends"
-ALL_PACKAGES = "g++ gcc make glslang-tools libvulkan-dev libfmt-dev"
+ALL_PACKAGES = "g++ gcc make glslang-tools spirv-tools libvulkan-dev libfmt-dev"
 
 # The interpreter: the probe answers what $FAKE/device says, and an environment is two stubs.
 PYTHON = """
@@ -84,7 +84,7 @@ class Machine:
             (self.bin / name).symlink_to(str(shutil.which(name)))
         for name, body in {"python3": PYTHON, "apt-get": APT, "sudo": SUDO}.items():
             self.stub(self.bin / name, body)
-        for name in ("g++", "cc", "make", "glslangValidator"):
+        for name in ("g++", "cc", "make", "glslangValidator", "spirv-val"):
             self.stub(self.bin / name, "cat >/dev/null")
         self.stub(self.fake / "pip", PIP)
         self.stub(self.fake / "uv", UV)
@@ -237,7 +237,7 @@ def test_ubuntu_takes_its_own_driver(machine: Machine) -> None:
 
 
 def no_apt(machine: Machine) -> None:
-    machine.lacks("apt-get", "g++", "cc", "make", "glslangValidator")
+    machine.lacks("apt-get", "g++", "cc", "make", "glslangValidator", "spirv-val")
 
 
 def no_sudo(machine: Machine) -> None:
