@@ -12,6 +12,7 @@ from model.config import ModelConfig, Yarn
 from model.gguf_file import GGUFFile
 from model.presets import PRESETS
 from model.reference import Reference
+from model.reference.ops import routing_margin
 
 # Rows are whole K-quant blocks wherever the architecture allows, and epsilon is the 1e-6 that transformers fixes for
 # the q_a and kv_a norms.
@@ -82,13 +83,22 @@ def random_file(folder: Path, family: str, mix: str, overrides: tuple[tuple[str,
 
 
 def settled_prompt(reference: Reference, length: int, seed: int = 0, margin: float = MARGIN) -> list[int]:
-    """Random tokens, those redrawn whose routing is nearer than ``margin`` to another choice of experts."""
+    """Random tokens, each drawn again while its routing is nearer than ``margin`` to another choice of experts."""
     rng = np.random.default_rng(seed)
-    n_vocab = reference.config.n_vocab
-    tokens = rng.integers(0, n_vocab, length)
-    for _ in range(50):
-        close = np.flatnonzero(reference.routing_margins(tokens.tolist()) < margin)
-        if not close.size:
-            return [int(t) for t in tokens]
-        tokens[close] = rng.integers(0, n_vocab, close.size)
+    state, tokens = reference.start(), []
+    found: list[float] = []
+
+    def keep(name: str, layer: int, logits: np.ndarray) -> None:
+        if name == "ffn_moe_logits":
+            found.append(float(routing_margin(logits, reference.selection_bias(layer), reference.config)[0]))
+
+    for _ in range(100 * length):
+        found.clear()
+        token = int(rng.integers(0, reference.config.n_vocab))
+        reference.step([token], state, keep)
+        if min(found, default=1.0) >= margin:
+            tokens.append(token)
+        state.rewind(len(tokens))
+        if len(tokens) == length:
+            return tokens
     raise AssertionError(f"no prompt of {length} tokens with routing margins of {margin}")
