@@ -11,6 +11,8 @@ from harness import options
 from vkbackend.errors import DeviceError
 
 if TYPE_CHECKING:
+    from queue import SimpleQueue
+
     from harness.oracles.client import OracleRunner
     from harness.shader_variants import Variant
     from vkbackend.kernel import Kernel
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 HELP = "compile, validate, and run every kernel against its oracle"
 EXAMPLE = "latentvk shaders check matvec --validate"
 _LANES_WITHOUT_DEVICE = 64
+# A CPU's driver compiles on one core, so that a second process halves the time; it is worth its start for this many.
+_PROCESSES_CPU, _VARIANTS_WORTH_TWO = 2, 9
 
 
 @dataclass(frozen=True)
@@ -130,23 +134,39 @@ def _info_without_device() -> DeviceInfo:
 def _check(
     args: argparse.Namespace, info: DeviceInfo, runner: OracleRunner | None, say: Callable[[str], None]
 ) -> list[Row]:
-    """Every row, said as soon as it is known. Modules are made by threads ahead of the device."""
+    """Every row, said in order as soon as it is known. Modules are made by threads ahead of the device."""
     from concurrent.futures import ThreadPoolExecutor
+    from contextlib import ExitStack
+    from queue import SimpleQueue
 
     from harness.shader_variants import find_variants
     from model.presets import get_preset
 
     variants = find_variants(get_preset(args.preset), args.mix, info, args.kernels, everything=True)
     rows = []
-    with ThreadPoolExecutor() as pool:
+    with ExitStack() as stack:
+        runners = [runner] if runner else []
+        if runner and info.kind == "cpu" and len(variants) >= _VARIANTS_WORTH_TWO:
+            runners += [stack.enter_context(_open_runner(args)) for _ in range(_PROCESSES_CPU - 1)]
+        idle: SimpleQueue[OracleRunner] = SimpleQueue()
+        for each in runners:
+            idle.put(each)
+        pool = stack.enter_context(ThreadPoolExecutor())
+        judges = stack.enter_context(ThreadPoolExecutor(max(1, len(runners))))
         modules = {key: pool.submit(check_module, kernel) for key, kernel in _kernels(variants).items()}
+
+        def row(variant: Variant) -> Row:
+            module = modules[_key(variant.launch.kernel)].result()
+            return _row(variant, module, idle if runners else None, args.seed)
+
+        made = [judges.submit(row, variant) for variant in variants]
         try:
-            for variant in variants:
-                module = modules[_key(variant.launch.kernel)].result()
-                rows.append(_row(variant, module, runner, args.seed))
+            for future in made:
+                rows.append(future.result())
                 say(_line(rows[-1]))
         except BaseException:
-            pool.shutdown(cancel_futures=True)
+            judges.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown(wait=False, cancel_futures=True)
             raise
     return rows
 
@@ -181,13 +201,17 @@ def check_module(kernel: Kernel) -> Module:
     return Module(valid=(said,) if said else (), declared=tuple(differences(kernel, reflect(module, kernel.file))))
 
 
-def _row(variant: Variant, module: Module, runner: OracleRunner | None, seed: int) -> Row:
+def _row(variant: Variant, module: Module, idle: SimpleQueue[OracleRunner] | None, seed: int) -> Row:
     row = Row(variant.name, module, None, 0.0, ())
-    if runner is None or module.wrong:  # what is not as declared might read or write anywhere
+    if idle is None or module.wrong:  # what is not as declared might read or write anywhere
         return row
     from harness.oracles.client import Job
 
-    verdict = runner.judge(Job(variant.launch.kernel, variant.launch.spec, seed))
+    runner = idle.get()
+    try:
+        verdict = runner.judge(Job(variant.launch.kernel, variant.launch.spec, seed))
+    finally:
+        idle.put(runner)
     return replace(row, cases=verdict.cases, share=verdict.share, failures=verdict.failures)
 
 
