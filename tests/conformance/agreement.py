@@ -1,5 +1,6 @@
 """What the conformance tests share: random-weight files, prompts that no rounding reroutes, and the measure."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,9 @@ class RandomFile:
     def weights(self) -> dict[str, np.ndarray]:
         """Every tensor dequantised to float32, under its GGUF name."""
         return {name: np.asarray(self.reference.weights[name]) for name in self.gguf.tensors}
+
+
+OpenFile = Callable[..., RandomFile]  # of ``random_file``'s arguments after the folder, each file written once
 
 
 def random_file(folder: Path, family: str, mix: str, overrides: tuple[tuple[str, Q], ...] = ()) -> RandomFile:

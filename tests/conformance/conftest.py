@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 
 import pytest
-from agreement import RandomFile, random_file
+from agreement import OpenFile, RandomFile, random_file
 from gguf import GGMLQuantizationType as Q
 
 from vkbackend.device import Device, open_device
@@ -11,7 +11,6 @@ from vkbackend.errors import DeviceError
 from vkbackend.physical import list_devices
 
 ROWS = pytest.StashKey[list[str]]()
-OpenFile = Callable[..., RandomFile]
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from agreement import CONFIGS, PROMPT_LENGTHS, nmse, settled_prompt
-from conftest import OpenFile
+from agreement import CONFIGS, PROMPT_LENGTHS, OpenFile, nmse, settled_prompt
 
 from model.engine import Model, Session
 from model.layout import PATHS

@@ -5,8 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
-from agreement import CONFIGS, PROMPT_LENGTHS, RandomFile, nmse, settled_prompt
-from conftest import OpenFile
+from agreement import CONFIGS, PROMPT_LENGTHS, OpenFile, RandomFile, nmse, settled_prompt
 from gguf import GGML_QUANT_SIZES
 from gguf import GGMLQuantizationType as Q
 
