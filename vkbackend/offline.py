@@ -33,8 +33,7 @@ class Request:
     bindings: tuple[tuple[int, int], ...]  # number, VkDescriptorType
     push_bytes: int
     spec: Mapping[int, int]
-    subgroup: int  # required size; 0: the driver's choice
-    full_subgroups: bool
+    subgroup: int  # required size, with full subgroups; 0: the driver's choice
     disassemble: bool
 
 
@@ -117,9 +116,7 @@ class OfflineCompiler:
             raise InputError(f"{name}: uses descriptor sets besides 0, expected only that one; bind all there")
         kinds = {"storage buffer": _STORAGE_BUFFER, "uniform buffer": _UNIFORM_BUFFER, "other": _SAMPLED_IMAGE}
         bindings = tuple((binding.number, kinds[binding.descriptor]) for binding in found.bindings)
-        request = Request(
-            module, found.entry, bindings, found.push_bytes, dict(spec or {}), subgroup, bool(subgroup), disassemble
-        )
+        request = Request(module, found.entry, bindings, found.push_bytes, dict(spec or {}), subgroup, disassemble)
         try:
             answer = self._child.ask(request)
         except ChildEndedError as error:

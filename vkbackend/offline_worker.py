@@ -94,7 +94,7 @@ class _Compiler:
         required = vk.VkPipelineShaderStageRequiredSubgroupSizeCreateInfo(requiredSubgroupSize=request.subgroup)
         stage = vk.VkPipelineShaderStageCreateInfo(
             pNext=required if request.subgroup else None,
-            flags=_FULL_SUBGROUPS if request.full_subgroups else 0,
+            flags=_FULL_SUBGROUPS if request.subgroup else 0,
             stage=vk.VK_SHADER_STAGE_COMPUTE_BIT,
             module=module,
             pName=request.entry,

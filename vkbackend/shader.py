@@ -24,7 +24,8 @@ from vkbackend.errors import DeviceError, InputError
 SHADER_ROOT = Path(__file__).resolve().parent.parent / "shaders"
 INCLUDE_ROOT = SHADER_ROOT / "include"
 _INCLUDE = re.compile(r'^\s*#\s*include\s+"([^"]+)"', re.MULTILINE)
-_FLAGS = ("-V", "--target-env", "vulkan1.1", "--quiet")
+TARGET = "vulkan1.1"  # the environment that modules are compiled for, and validated by
+_FLAGS = ("-V", "--target-env", TARGET, "--quiet")
 # glslang's lines: "ERROR: FILE:LINE: text"; what has no place in a file only counts or sums up.
 _DIAGNOSTIC = re.compile(r"(ERROR|WARNING): (.+?):(\d+): (.*)")
 

@@ -6,8 +6,7 @@ import shutil
 import subprocess
 
 from vkbackend.errors import DeviceError
-
-TARGET = "vulkan1.1"  # as compiled (vkbackend/shader.py)
+from vkbackend.shader import TARGET
 
 
 def require_validator() -> str:
