@@ -145,3 +145,11 @@ def get_chip(key: str) -> Chip:
         if key.lower() in (chip.key, chip.family):
             return chip
     raise InputError(f"unknown chip '{key}'; expected one of {', '.join(CHIPS)}; choose one of them")
+
+
+def find_chip(name: str) -> Chip | None:
+    """As ``get_chip``; None for a chip that is not in the table: RADV compiles for more families."""
+    try:
+        return get_chip(name)
+    except InputError:
+        return None

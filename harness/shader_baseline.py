@@ -8,17 +8,15 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from harness.atomic import write_text
+from harness.shader_row import Row, row_json
 from vkbackend.errors import InputError
-
-if TYPE_CHECKING:
-    from harness.shaders_stats import Row
 
 SCHEMA, VERSION = "latentvk.shader-stats", 1
 # How much more is no regression. Registers are handed out in steps of at least 8 to a wave of 64; a unit's
@@ -29,8 +27,6 @@ _EXACT = {"spilled_vgprs": "spilled VGPRs", "spilled_sgprs": "spilled SGPRs", "s
 
 def save(path: Path, chip: str, driver: str, rows: Sequence[Row]) -> None:
     """Write the figures, by variant, whole or not at all."""
-    from harness.shaders_stats import row_json
-
     variants = {row.name: {k: v for k, v in row_json(row).items() if k != "name"} for row in rows}
     record = {"schema": SCHEMA, "schema_version": VERSION, "chip": chip, "driver": driver, "variants": variants}
     write_text(path, json.dumps(record, indent=1, ensure_ascii=False) + "\n")

@@ -13,7 +13,7 @@ from harness.units import significant
 
 if TYPE_CHECKING:
     from harness.chips import Chip
-    from harness.shaders_stats import Row
+    from harness.shader_row import Row
 
 _COLUMNS = {
     "VGPR": "vgprs",

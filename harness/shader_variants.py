@@ -77,17 +77,24 @@ def find_variants(
         name = variant_name(launch)
         if name not in found or prod(launch.grid) > prod(found[name].grid):
             found[name] = launch
+    return [Variant(name, found[name]) for name in choose(found, patterns)]
+
+
+def choose(names: Iterable[str], patterns: Sequence[str]) -> list[str]:
+    """Those that begin with one of ``patterns`` (wildcards * and ? allowed; no patterns: all), sorted.
+
+    Raises:
+        InputError: a pattern matches none.
+    """
+    among = sorted(names)
     for pattern in patterns:
-        if not any(_matches(name, pattern) for name in found):
-            kernels = ", ".join(sorted({name.split()[0] for name in found}))
+        if not any(_matches(name, pattern) for name in among):
+            kernels = ", ".join(sorted({name.split()[0] for name in among}))
             raise InputError(
                 f"no kernel variant matches {pattern!r}, expected one of {kernels}, or the beginning of a variant's "
                 "name; `latentvk shaders stats` lists them"
             )
-    chosen = {
-        name: launch for name, launch in found.items() if not patterns or any(_matches(name, p) for p in patterns)
-    }
-    return [Variant(name, chosen[name]) for name in sorted(chosen)]
+    return [name for name in among if not patterns or any(_matches(name, p) for p in patterns)]
 
 
 def _matches(name: str, pattern: str) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,38 +12,11 @@ from vkbackend.errors import InputError
 
 if TYPE_CHECKING:
     from harness.chips import Chip
-    from harness.shader_work import UnitCost
-    from vkbackend.offline import Compiled, OfflineCompiler
+    from harness.shader_row import Row
+    from vkbackend.offline import OfflineCompiler
 
 HELP = "registers, spills, instructions and predicted bounds on AMD chips, without the chip"
 EXAMPLE = "latentvk shaders stats matvec --chip phoenix"
-# RADV's names of what is kept.
-KEPT = {
-    "vgprs": "VGPRs",
-    "sgprs": "SGPRs",
-    "spilled_vgprs": "Spilled VGPRs",
-    "spilled_sgprs": "Spilled SGPRs",
-    "scratch_bytes": "Scratch size",
-    "lds_bytes": "LDS size",
-    "code_bytes": "Code size",
-    "valu": "VALU",
-    "vmem": "VMEM",
-    "smem": "SMEM",
-    "salu": "SALU",
-    "latency": "Latency",
-    "inverse_throughput": "Inverse Throughput",
-}
-
-
-@dataclass(frozen=True)
-class Row:
-    """One variant on one chip: the driver's statistics by our names, waves a SIMD holds, the cost of a unit of work."""
-
-    name: str
-    subgroup: int
-    statistics: dict[str, int]
-    waves: int | None
-    cost: UnitCost | None
 
 
 class _Module(argparse.Action):
@@ -92,6 +65,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from harness.chips import find_chip
+    from harness.shader_row import row_json
     from vkbackend.offline import OfflineCompiler
 
     if args.modules and args.kernels:
@@ -101,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
     code = 0
     result: list[dict[str, Any]] = []
     for name in args.chip:
-        chip = _chip(name)
+        chip = find_chip(name)
         with OfflineCompiler(chip.family if chip else name) as compiler:
             rows = _modules(args, compiler, chip) if args.modules else _variants(args, compiler, chip)
             driver = compiler.info.driver_version
@@ -123,51 +98,24 @@ def run(args: argparse.Namespace) -> int:
     return code
 
 
-def row_json(row: Row) -> dict[str, Any]:
-    """A row as plain values."""
-    cost = None
-    if row.cost is not None:
-        cost = vars(row.cost) | {"governs": row.cost.governs, "share": row.cost.share}
-    return {"name": row.name, "subgroup": row.subgroup, **row.statistics, "waves_per_simd": row.waves, "unit": cost}
-
-
-def _chip(name: str) -> Chip | None:
-    """The chip's own figures, where the table has them; RADV compiles for more families."""
-    from harness.chips import get_chip
-
-    try:
-        return get_chip(name)
-    except InputError:
-        return None
-
-
-def _row(name: str, compiled: Compiled, chip: Chip | None, cost: UnitCost | None) -> Row:
-    found = compiled.statistics
-    statistics = {ours: int(found[theirs]) for ours, theirs in KEPT.items() if theirs in found}
-    waves = None
-    if chip is not None:
-        waves = chip.waves_per_simd(statistics["vgprs"], compiled.subgroup, statistics["lds_bytes"])
-    return Row(name, compiled.subgroup, statistics, waves, cost)
-
-
 def _variants(args: argparse.Namespace, compiler: OfflineCompiler, chip: Chip | None) -> list[Row]:
+    from harness.shader_row import compile_row
     from harness.shader_variants import find_variants
-    from harness.shader_work import unit_cost
     from model.presets import get_preset
 
     info = replace(compiler.info, subgroup_size=args.subgroup)
     rows = []
     for variant in find_variants(get_preset(args.preset), args.mix, info, args.kernels):
-        launch = variant.launch
-        compiled = compiler.compile_kernel(launch.kernel, launch.spec, subgroup=args.subgroup, disassemble=True)
-        cost = unit_cost(launch, compiled.assembly, compiled.subgroup, chip)
-        rows.append(_row(variant.name, compiled, chip, cost))
+        row, assembly = compile_row(variant, compiler, chip, args.subgroup)
+        rows.append(row)
         if args.disasm and not options.json_to_stdout(args):
-            print(f"{variant.name}\n{compiled.assembly}")
+            print(f"{variant.name}\n{assembly}")
     return rows
 
 
 def _modules(args: argparse.Namespace, compiler: OfflineCompiler, chip: Chip | None) -> list[Row]:
+    from harness.shader_row import make_row
+
     rows = []
     for text, constants in args.modules:
         path = Path(text)
@@ -179,7 +127,7 @@ def _modules(args: argparse.Namespace, compiler: OfflineCompiler, chip: Chip | N
             ) from None
         spec = _parse_spec(constants) if constants else {}
         compiled = compiler.compile(module, spec, subgroup=args.subgroup, disassemble=args.disasm, name=str(path))
-        rows.append(_row(f"{path.name} {constants}".strip(), compiled, chip, None))
+        rows.append(make_row(f"{path.name} {constants}".strip(), compiled, chip, None))
         if args.disasm and not options.json_to_stdout(args):
             print(f"{path}\n{compiled.assembly}")
     return rows

@@ -11,9 +11,9 @@ from imaginary import INFO
 from harness.chips import get_chip
 from harness.cli import main
 from harness.shader_baseline import judge, regressions, save
+from harness.shader_row import Row
 from harness.shader_variants import find_variants
 from harness.shader_work import UnitCost, unit_cost
-from harness.shaders_stats import Row
 from model import kernels
 from model.presets import get_preset
 from model.tensors import SUPPORTED_TYPES
