@@ -1,26 +1,26 @@
 """Every kernel in every variant that the forward pass uses: listed by planning it, for a device that need not be there.
 
-The paths of a model at its true shape give the variants of its own types; a narrow copy of it, planned once for each
-further weight type, gives the others.
+The paths of a model at its true shape give the variants of its own types; the same model planned once for each further
+weight type, in every tensor whose rows hold it, gives the others.
 """
 
 from __future__ import annotations
 
 import fnmatch
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from math import prod
 
 from gguf import GGML_QUANT_SIZES
-from gguf import GGMLQuantizationType as Q
 
 from model.config import ModelConfig
 from model.launches import planned_launches
 from model.layout import PATHS, CacheLayout, Path
 from model.linear import NARROW_SUBGROUP
 from model.mix import mix_types
-from model.tensors import SUPPORTED_TYPES
+from model.tensors import SUPPORTED_TYPES, file_tensors
 from vkbackend import health, peaks, staging
 from vkbackend.errors import InputError
 from vkbackend.physical import DeviceInfo
@@ -112,12 +112,11 @@ def _launches(config: ModelConfig, mix: str, info: DeviceInfo, paths: list[Path]
     for path in paths:
         for launches in planned_launches(two, mix_types(two, mix), path, info, n_ctx=N_CTX).values():
             yield from launches
-    widest = max(GGML_QUANT_SIZES[kind][0] for kind in SUPPORTED_TYPES)
-    narrow = replace(two, n_vocab=widest, n_ff=widest, n_ff_exp=widest)
     for kind in SUPPORTED_TYPES:
-        # k_b's rows are too short for most types and keep what the mix falls back to.
-        types = mix_types(narrow, "q4_k_m", [("" if kind in (Q.F32, Q.F16, Q.BF16) else "^(?!.*attn_k_b)", kind)])
-        for launches in planned_launches(narrow, types, paths[0], info, n_ctx=N_CTX).values():
+        block = GGML_QUANT_SIZES[kind][0]
+        fitting = [re.escape(name) for name, shape in file_tensors(two).items() if shape[-1] % block == 0]
+        types = mix_types(two, mix, [(f"^({'|'.join(fitting)})$", kind)])
+        for launches in planned_launches(two, types, paths[0], info, n_ctx=N_CTX).values():
             yield from launches
 
 

@@ -13,7 +13,8 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from typing import IO, Any
+from types import TracebackType
+from typing import IO, Any, Self
 
 _END_S = 5  # for a process without more requests to end by itself
 
@@ -95,6 +96,24 @@ class Child:
         if self.process is not None:
             self._end()
         self._log.close()
+
+
+class ChildClient:
+    """Whoever asks a child: a context manager that ends it."""
+
+    _child: Child
+
+    def close(self) -> None:
+        """End the process."""
+        self._child.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
 
 def answers() -> IO[bytes]:

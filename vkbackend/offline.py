@@ -10,9 +10,8 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 
-from vkbackend.child import Child, ChildEndedError
+from vkbackend.child import Child, ChildClient, ChildEndedError
 from vkbackend.errors import DeviceError, InputError
 from vkbackend.kernel import Kernel
 from vkbackend.physical import DeviceInfo
@@ -66,7 +65,7 @@ def radv_icd() -> Path:
     )
 
 
-class OfflineCompiler:
+class OfflineCompiler(ChildClient):
     """RADV's compiler for one chip, in a process of its own; a context manager.
 
     Args:
@@ -136,15 +135,3 @@ class OfflineCompiler:
         return self.compile(
             kernel.spirv(), dict(enumerate(words)), subgroup=subgroup, disassemble=disassemble, name=kernel.file
         )
-
-    def close(self) -> None:
-        """End the process."""
-        self._child.close()
-
-    def __enter__(self) -> OfflineCompiler:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

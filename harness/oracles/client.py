@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import TracebackType
 
-from vkbackend.child import Child, ChildEndedError
+from vkbackend.child import Child, ChildClient, ChildEndedError
 from vkbackend.errors import DeviceError, LatentvkError
 from vkbackend.kernel import Kernel
 from vkbackend.physical import DeviceInfo
@@ -34,7 +33,7 @@ class Verdict:
     failures: tuple[str, ...]
 
 
-class OracleRunner:
+class OracleRunner(ChildClient):
     """A device in a process of its own; a context manager.
 
     Args:
@@ -83,15 +82,3 @@ class OracleRunner:
         except ChildEndedError as error:
             return Verdict(0, 0.0, (f"the process that ran it {error}",))
         return verdict
-
-    def close(self) -> None:
-        """End the process."""
-        self._child.close()
-
-    def __enter__(self) -> OracleRunner:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
