@@ -91,10 +91,19 @@ class Child:
         process.stdout.close()
         return status
 
-    def close(self) -> None:
-        """End the process for good."""
+    def end(self) -> None:
+        """End the process; the next request starts another."""
         if self.process is not None:
             self._end()
+
+    def kill(self) -> None:
+        """From another thread: end the process in the middle of a request, whose answer then says so."""
+        if (process := self.process) is not None:
+            process.kill()
+
+    def close(self) -> None:
+        """End the process for good."""
+        self.end()
         self._log.close()
 
 

@@ -21,7 +21,8 @@ import platformdirs
 
 from vkbackend.errors import DeviceError, InputError
 
-SHADER_ROOT = Path(__file__).resolve().parent.parent / "shaders"
+# LATENTVK_SHADERS names another folder: a copy to work on, where the installed one is not a checkout.
+SHADER_ROOT = Path(os.environ.get("LATENTVK_SHADERS") or Path(__file__).parent.parent / "shaders").resolve()
 INCLUDE_ROOT = SHADER_ROOT / "include"
 _INCLUDE = re.compile(r'^\s*#\s*include\s+"([^"]+)"', re.MULTILINE)
 TARGET = "vulkan1.1"  # the environment that modules are compiled for, and validated by

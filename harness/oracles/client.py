@@ -82,3 +82,11 @@ class OracleRunner(ChildClient):
         except ChildEndedError as error:
             return Verdict(0, 0.0, (f"the process that ran it {error}",))
         return verdict
+
+    def restart(self) -> None:
+        """Judge the next job in a new process, which reads the oracles' files again."""
+        self._child.end()
+
+    def give_up(self) -> None:
+        """From another thread: end the job that is running, which then fails."""
+        self._child.kill()

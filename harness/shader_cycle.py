@@ -1,0 +1,177 @@
+"""What the save of a shader's source sets off: check and statistics of each variant that includes it, as one value.
+
+The device's variants are held against their oracles, the chip's are compiled for it; a kernel may differ between the
+two in its constants, and a variant that both have gets both.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from harness.chips import Chip
+from harness.oracles.client import Job, Verdict
+from harness.shader_row import Row, compile_row
+from harness.shader_variants import Variant
+from harness.shaders_check import Module, check_module
+from vkbackend import shader
+from vkbackend.errors import DeviceError, InputError
+from vkbackend.offline import OfflineCompiler
+
+# Figures that a row shows, by the name of its column; of those in HIGHER_IS_BETTER more is better, of all others less.
+HIGHER_IS_BETTER = ("waves", "roofline %")
+
+
+class Judge(Protocol):
+    """What holds a kernel against its oracle."""
+
+    def judge(self, job: Job) -> Verdict: ...
+
+    def restart(self) -> None: ...
+
+    def give_up(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Watched:
+    """A variant as the device runs it, and as the chip's compiler gets it; one of both may be missing."""
+
+    name: str
+    on_device: Variant | None
+    on_chip: Variant | None
+
+    @property
+    def variant(self) -> Variant:
+        found = self.on_device or self.on_chip
+        assert found is not None
+        return found
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What is known of a variant after a save.
+
+    Attributes:
+        module: what compiler, spirv-val and declaration say.
+        verdict: the oracle's; None where it did not run.
+        row: the chip's statistics; None where they were not made.
+        failures: of the chip's compiler, a line each.
+        seconds: that all this took.
+    """
+
+    name: str
+    module: Module
+    verdict: Verdict | None = None
+    row: Row | None = None
+    failures: tuple[str, ...] = ()
+    seconds: float = 0.0
+
+    @property
+    def wrong(self) -> tuple[str, ...]:
+        """Everything that is wrong, as it is shown."""
+        return (*self.module.wrong, *(self.verdict.failures if self.verdict else ()), *self.failures)
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """The figures by column."""
+        return {} if self.row is None else row_figures(self.row.statistics, self.row.waves, _unit(self.row))
+
+
+def _unit(row: Row) -> Mapping[str, float | None]:
+    return {} if row.cost is None else {"valu": row.cost.valu, "share": row.cost.share}
+
+
+def row_figures(statistics: Mapping[str, int], waves: int | None, unit: Mapping[str, float | None]) -> dict[str, float]:
+    """A variant's figures by column, from `shaders stats`' own or from a baseline's entry."""
+    found: dict[str, float | None] = {
+        "VGPR": statistics["vgprs"],
+        "spill": statistics["spilled_vgprs"] + statistics["spilled_sgprs"],
+        "waves": waves,
+        "VALU/unit": unit.get("valu"),
+        "code": statistics["code_bytes"],
+    }
+    share = unit.get("share")
+    found["roofline %"] = None if share is None else 100 * share
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def pair_variants(on_device: Iterable[Variant], on_chip: Iterable[Variant]) -> list[Watched]:
+    """Both lists by name."""
+    device, chip = ({variant.name: variant for variant in variants} for variants in (on_device, on_chip))
+    return [Watched(name, device.get(name), chip.get(name)) for name in sorted(device.keys() | chip.keys())]
+
+
+@dataclass
+class Cycle:
+    """Answers for one variant after another. ``judge`` and ``compiler`` may be None: without device, without RADV."""
+
+    judge: Judge | None
+    compiler: OfflineCompiler | None
+    chip: Chip | None
+    subgroup: int = 64
+    seed: int = 0
+    _sources: dict[str, frozenset[Path]] = field(default_factory=dict)
+
+    def affected(self, watched: Iterable[Watched], changed: frozenset[Path]) -> list[Watched]:
+        """Those whose sources, as they are or as they were, hold a changed file. Forgets the sources read before."""
+        shader.forget_sources()
+        found = []
+        for one in watched:
+            file = one.variant.launch.kernel.file
+            try:
+                now = frozenset(shader.sources(shader.SHADER_ROOT / file))
+            except InputError:  # a file that is included and missing: what is wrong is told by compiling
+                found.append(one)
+                continue
+            if changed & (now | self._sources.get(file, frozenset())):
+                found.append(one)
+        for one in found:
+            self._sources.pop(one.variant.launch.kernel.file, None)
+        return found
+
+    def answer(self, watched: Watched) -> Answer:
+        """Compile, validate, run against the oracle; compile for the chip beside it.
+
+        Raises:
+            DeviceError: the device, the compiler or spirv-val is gone.
+        """
+        started = time.perf_counter()
+        kernel, spec = watched.variant.launch.kernel, watched.variant.launch.spec
+        try:
+            module = check_module(kernel)
+            self._sources[kernel.file] = frozenset(shader.sources(shader.SHADER_ROOT / kernel.file))
+        except InputError as error:
+            module = Module(compiled=(str(error),))
+        verdict: Verdict | None = None
+        row: Row | None = None
+        failures: tuple[str, ...] = ()
+        if not module.wrong:
+            with ThreadPoolExecutor(1) as beside:
+                compiled = beside.submit(self._statistics, watched.on_chip) if watched.on_chip else None
+                if self.judge is not None and watched.on_device is not None:
+                    verdict = self.judge.judge(Job(kernel, spec, self.seed))
+                if compiled is not None:
+                    row, failures = compiled.result()
+        return Answer(watched.name, module, verdict, row, failures, time.perf_counter() - started)
+
+    def forget_oracles(self) -> None:
+        """Let the next oracle be read anew: by a new process."""
+        if self.judge is not None:
+            self.judge.restart()
+
+    def give_up(self) -> None:
+        """From another thread: end the oracle that is running, which then fails."""
+        if self.judge is not None:
+            self.judge.give_up()
+
+    def _statistics(self, variant: Variant) -> tuple[Row | None, tuple[str, ...]]:
+        if self.compiler is None:
+            return None, ()
+        try:
+            return compile_row(variant, self.compiler, self.chip, self.subgroup)[0], ()
+        except DeviceError as error:
+            return None, (str(error),)

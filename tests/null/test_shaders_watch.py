@@ -1,0 +1,224 @@
+"""`latentvk shaders watch` without a device: what a save touches, what the screen says, what a hang may not stop."""
+
+import io
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from imaginary import INFO
+from rich.console import Console
+
+from harness import shaders_watch
+from harness.oracles.client import Job, Verdict
+from harness.saved_files import Saves, saves
+from harness.shader_cycle import Answer, Cycle, Watched, pair_variants
+from harness.shader_row import Row
+from harness.shader_variants import find_variants
+from harness.shader_work import UnitCost
+from harness.shaders_check import Module
+from harness.watch_screen import Board, render
+from model.presets import get_preset
+from vkbackend import shader
+
+STATISTICS = {"vgprs": 64, "spilled_vgprs": 0, "spilled_sgprs": 0, "code_bytes": 5000}
+WIDTH = 140
+DEVICE = replace(INFO, max_workgroup_count=(65535, 65535, 65535))
+
+
+def answer(name: str, vgprs: int = 64, valu: float = 5.0, **more: Any) -> Answer:
+    row = Row(name, 64, STATISTICS | {"vgprs": vgprs}, 512 // vgprs, UnitCost("weight", valu, 1.6, 0.56, 2e-12, 7e-12))
+    return Answer(name, Module(), Verdict(6, 0.1, ()), row, **more)
+
+
+def screen(board: Board, height: int = 0, colour: bool = False) -> str:
+    console = Console(
+        width=WIDTH, file=io.StringIO(), force_terminal=colour, color_system="truecolor" if colour else None
+    )
+    console.print(render(board, height))
+    return console.file.getvalue()  # type: ignore[attr-defined,no-any-return]
+
+
+def shown(board: Board, height: int = 0) -> list[str]:
+    """The screen's lines, without empty ones and blanks at their ends."""
+    return [line.rstrip() for line in screen(board, height).splitlines() if line.strip()]
+
+
+def test_figures_stand_with_both_differences() -> None:
+    board = Board("2 variants", ["a", "b"], {"a": {"VGPR": 48, "VALU/unit": 5.0}}, status="saved")
+    board.put(answer("a", 64))
+    board.put(answer("a", 32, 5.5))
+    board.put(answer("b"))
+    head, names, _, first, second, status = shown(board)
+    assert (head, status) == ("2 variants", "saved")
+    assert names.split() == ["variant", "check", "VGPR", "spill", "waves", "VALU/unit", "code", "roofline", "%"]
+    assert " ".join(first.split()) == "a ok, 6 cases 32 -32 (-16) 0 = 16 +8 5.50 +0.500 (+0.500) 5,000 = 100 ="
+    assert " ".join(second.split()) == "b ok, 6 cases 64 0 8 5.00 5,000 100"
+    told = screen(board, colour=True)
+    green, red = "\x1b[32m", "\x1b[31m"
+    # Fewer registers and more waves are better, more instructions worse.
+    for better in (" -32", " (-16)", " +8"):
+        assert green + better in told
+    for worse in (" +0.500", " (+0.500)"):
+        assert red + worse in told
+
+
+def test_a_compile_error_takes_the_tables_place_once() -> None:
+    error = "include/x.glsl:2: ERROR: 'y' : undeclared\n>    2 | y = 1;"
+    board = Board("3 variants", ["a", "b", "c"], {}, status="saved")
+    board.put(answer("a"))
+    for name in ("b", "c"):
+        board.put(Answer(name, Module(compiled=(error,))))
+    assert shown(board) == [
+        "3 variants",
+        "include/x.glsl:2: ERROR: 'y' : undeclared",
+        ">    2 | y = 1;",
+        "does not compile: b, c",
+        "saved",
+    ]
+    board.begin(["b", "c"])  # what is answered anew is no longer known
+    assert [line.split()[:2] for line in shown(board)[3:6]] == [["a", "ok,"], ["b", "..."], ["c", "..."]]
+
+
+def test_failing_elements_stand_below_the_table_and_stay_on_the_screen() -> None:
+    names = [f"v{i:02}" for i in range(40)]
+    board = Board("40 variants", names, {}, status="saved")
+    for name in names:
+        board.put(answer(name))
+    wrong = Verdict(3, 2.0, tuple(f"case {i}: y[row 3] is 1, expected 2" for i in range(20)))
+    board.put(Answer("v37", Module(), wrong))
+    lines = shown(board, height=30)
+    assert len(lines) <= 30
+    assert any(line.split()[:2] == ["v37", "FAIL"] for line in lines)
+    assert "v37: case 0: y[row 3] is 1, expected 2" in lines
+    assert "and 9 more" in lines
+    assert any(line.strip().endswith("more variants are not shown") for line in lines)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A copy of the shaders to edit."""
+    shutil.copytree(shader.SHADER_ROOT, tmp_path / "shaders")
+    monkeypatch.setattr(shader, "SHADER_ROOT", tmp_path / "shaders")
+    monkeypatch.setattr(shader, "INCLUDE_ROOT", tmp_path / "shaders" / "include")
+    monkeypatch.setenv("LATENTVK_CACHE", str(tmp_path / "cache"))
+    shader.forget_sources()
+    yield tmp_path / "shaders"
+    shader.forget_sources()
+
+
+def variants(*patterns: str) -> list[Watched]:
+    return pair_variants(find_variants(get_preset("glm-4.7-flash"), "q4_k_m", DEVICE, patterns), [])
+
+
+class Right:
+    """A judge that finds everything right, or hangs until it is given up."""
+
+    def __init__(self, hangs: bool = False) -> None:
+        self.jobs: list[Job] = []
+        self.restarts = 0
+        self.ended = threading.Event()
+        self.hangs = hangs
+
+    def judge(self, job: Job) -> Verdict:
+        self.jobs.append(job)
+        if self.hangs:
+            self.hangs = False
+            assert self.ended.wait(60)
+            return Verdict(0, 0.0, ("the process that ran it ended",))
+        return Verdict(1, 0.0, ())
+
+    def restart(self) -> None:
+        self.restarts += 1
+
+    def give_up(self) -> None:
+        self.ended.set()
+
+
+def test_a_save_touches_what_includes_it_now_or_did_before(folder: Path) -> None:
+    watched = variants("matvec q4_k", "embed q8_0", "moe_sum")
+    cycle = Cycle(Right(), None, None)
+    for one in watched:
+        assert cycle.answer(one).wrong == ()
+
+    def touched(path: Path) -> set[str]:
+        return {one.name.split()[0] for one in cycle.affected(watched, frozenset({path}))}
+
+    assert touched(folder / "include" / "unit.glsl") == {"matvec", "embed"}
+    assert touched(folder / "moe_sum.comp") == {"moe_sum"}
+    assert touched(folder / "route.comp") == set()
+    for one in watched:
+        cycle.answer(one)
+    # Taken out of the kernel, the file no longer counts, but its own removal does.
+    text = (folder / "moe_sum.comp").read_text()
+    (folder / "moe_sum.comp").write_text(text.replace('#include "params.glsl"', ""))
+    (folder / "include" / "params.glsl").unlink()
+    assert "moe_sum" in touched(folder / "include" / "params.glsl")
+    assert any("params.glsl" in text for one in variants("embed q8_0") for text in cycle.answer(one).wrong)
+
+
+def watch(watched: list[Watched], judge: Right, changed: Saves, console: Console, **arguments: Any) -> None:
+    board = Board("watching", [one.name for one in watched], {})
+    with pytest.raises(KeyboardInterrupt):
+        shaders_watch.watch(watched, Cycle(judge, None, None), board, changed, console)
+
+
+class Script(Saves):
+    """Saves at given moments: each entry is put when the watch would wait; after the last one, Ctrl-C."""
+
+    def __init__(self, *entries: Path) -> None:
+        super().__init__()
+        self.entries = list(entries)
+
+    def next(self) -> frozenset[Path]:
+        if not self.waiting():
+            if not self.entries:
+                raise KeyboardInterrupt
+            self.queue.put(frozenset({self.entries.pop(0)}))
+        return super().next()
+
+
+def test_each_save_is_answered_and_an_oracles_own_file_runs_all_in_a_new_process(folder: Path, tmp_path: Path) -> None:
+    judge, watched = Right(), variants("embed q8_0", "moe_sum")
+    log = tmp_path / "log"
+    with log.open("w") as stream:
+        oracle = shaders_watch._ORACLES / "routing.py"
+        script = Script(folder / "moe_sum.comp", folder / "include" / "format_q8_0.glsl", oracle)
+        watch(watched, judge, script, Console(file=stream, width=WIDTH))
+    files = [job.kernel.file for job in judge.jobs]
+    assert files == ["embed.comp", "moe_sum.comp", "moe_sum.comp", "embed.comp", "embed.comp", "moe_sum.comp"]
+    assert judge.restarts == 1
+    told = [line.split(":")[0] for line in log.read_text().splitlines() if ": answered in " in line]
+    assert told == ["start", "moe_sum.comp saved", "format_q8_0.glsl saved", "routing.py saved"]
+
+
+def test_a_save_ends_what_hangs(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shaders_watch, "_PATIENCE_S", 0.1)
+    judge, watched = Right(hangs=True), variants("moe_sum")
+    script = Script()
+
+    def save() -> None:
+        while not judge.jobs:
+            time.sleep(0.01)
+        script.queue.put(frozenset({folder / "moe_sum.comp"}))
+
+    saver = threading.Thread(target=save)
+    saver.start()
+    with (tmp_path / "log").open("w") as stream:
+        watch(watched, judge, script, Console(file=stream, width=WIDTH))
+    saver.join()
+    assert judge.ended.is_set()
+    assert len(judge.jobs) == 2
+    assert "all ok" in (tmp_path / "log").read_text()
+
+
+def test_files_that_are_saved_become_events(tmp_path: Path) -> None:
+    (tmp_path / "include").mkdir()
+    with saves(tmp_path) as changed:
+        (tmp_path / "include" / "a.glsl~").write_text("an editor's own")
+        (tmp_path / "include" / "a.glsl").write_text("first")
+        assert changed.next() == {tmp_path / "include" / "a.glsl"}
