@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from math import prod
 from typing import Any
 
-from gguf import GGMLQuantizationType
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from harness import options
-from harness.running import open_gguf
+from harness.subject import Subject, add_preset, get_subject
 from harness.units import bytes_text
-from model.config import ModelConfig, expected_tensors, require_supported
-from model.gguf_file import GGUFFile
+from model.config import ModelConfig, expected_tensors
 from model.layout import (
     CACHE_TYPES,
     PATHS,
@@ -33,35 +30,19 @@ from model.layout import (
     total_parameters,
     weight_bytes,
 )
-from model.mix import MIXES, mix_types
-from model.presets import PRESETS, get_preset
-from vkbackend.errors import InputError, LatentvkError, printable
+from vkbackend.errors import LatentvkError, printable
 
 HELP = "show a model's shape, parameters, weight bytes and cache bytes; needs no device (but for --measure)"
 EXAMPLE = "latentvk inspect --preset glm-4.7-flash --context 200192 --memory 96GiB"
 
-DEFAULT_MIX = "q4_k_m"
 TYPES_IN_USE = [name for name in CACHE_TYPES if name != "f32"]  # f32 is for checks
 LAYOUT_WORDS = {"mla": "latent, V-less", "mla-v": "latent with a V copy", "mha": "K and V per head"}
-
-
-@dataclass(frozen=True)
-class Subject:
-    """What is inspected: a config, the type of each tensor, and where both come from (``mix`` None: the file
-    itself)."""
-
-    config: ModelConfig
-    types: Mapping[str, GGMLQuantizationType]
-    source: str
-    mix: str | None
-    unsupported: str | None  # why the forward pass cannot run it
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_model(parser)
     add = parser.add_argument
-    add("--preset", metavar="NAME", help=f"a published shape in place of a file: {', '.join(PRESETS)}")
-    add("--mix", metavar="NAME", help=f"with --preset, types assumed: {', '.join(MIXES)} (default {DEFAULT_MIX})")
+    add_preset(parser)
     add("--context", type=options.positive_int, metavar="N", help="tokens (default: the trained length)")
     add("--measure", action="store_true", help="allocate each path's f16 cache on the device and count the bytes there")
     options.add_memory(parser)
@@ -69,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    subject = _subject(args)
+    subject = get_subject(args)
     facts = describe(subject, args.context, args.memory)
     if args.measure:
         measure(subject.config, facts, args)
@@ -77,32 +58,6 @@ def run(args: argparse.Namespace) -> int:
     if not options.json_to_stdout(args):
         _print(subject, facts, Console())
     return 0
-
-
-def _subject(args: argparse.Namespace) -> Subject:
-    if args.preset is not None:
-        if args.model is not None:
-            raise InputError(
-                f"MODEL {args.model!r} and --preset {args.preset!r} are both given, expected one; drop one"
-            )
-        if args.override_kv:
-            raise InputError(options.NO_KEYS_TO_OVERRIDE)
-        config, mix = get_preset(args.preset), args.mix or DEFAULT_MIX
-        return Subject(config, mix_types(config, mix), f"preset {args.preset}", mix, _unsupported(config, None))
-    if args.mix is not None:
-        raise InputError("--mix is given without --preset, expected both: a file has its own types; leave --mix out")
-    gguf = open_gguf(args)
-    config = ModelConfig.from_gguf(gguf)
-    types = {name: gguf.tensors[name].type for name in expected_tensors(config)}
-    return Subject(config, types, str(gguf.path), None, _unsupported(config, gguf))
-
-
-def _unsupported(config: ModelConfig, gguf: GGUFFile | None) -> str | None:
-    try:
-        require_supported(config, gguf)
-    except InputError as error:
-        return str(error)
-    return None
 
 
 def describe(subject: Subject, context: int | None, memory: int | None) -> dict[str, Any]:

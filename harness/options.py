@@ -156,6 +156,18 @@ def size_bytes(text: str) -> int:
     return round(float(match[1]) * _UNITS[match[2].upper()])
 
 
+def bandwidth(text: str) -> float:
+    """'80GB/s', '80 GB' or '80' (GB) -> bytes a second."""
+    size = text.strip().lower().removesuffix("/s")
+    try:
+        found = size_bytes(size if _SIZE.fullmatch(size) and not size.replace(".", "").isdigit() else f"{size}GB")
+    except argparse.ArgumentTypeError:
+        found = 0
+    if not found:
+        raise argparse.ArgumentTypeError(f"found '{text}', expected a bandwidth such as 80GB/s")
+    return float(found)
+
+
 def _whole(text: str) -> int:
     try:
         return int(text)

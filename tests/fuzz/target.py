@@ -14,7 +14,7 @@ from rich.console import Console
 
 import model
 from harness import inspect
-from harness.inspect import Subject
+from harness.subject import Subject
 from model.config import ModelConfig, expected_tensors, require_supported
 from model.gguf_file import GGUFFile, dequantize, drop_pages
 from model.tokenizer import Tokenizer
