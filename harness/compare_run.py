@@ -1,9 +1,8 @@
 """The measured half of `compare`: open the device, load the model once, run every path at every context that fits."""
 
 import argparse
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +10,7 @@ import numpy as np
 
 from harness.measure import Measurement, Plan, Prompt, SessionLike, Step, take_turns
 from harness.predict import line_of
+from harness.progress import progress_bar
 from harness.results import Row, Table
 from harness.roofline import Peaks, Weights, decode_bound, prompt_bound
 from model.config import ModelConfig
@@ -138,7 +138,7 @@ def measure_rows(
     total = sum(prompts) * len(paths) + len(prompts) * len(paths) * bench.plan.repeats * bench.plan.n_decode
     rows: list[Row] = []
     lost = None
-    with _progress(total) as advance:
+    with progress_bar(total) as advance:
         for context, prompt in prompts.items():
             if lost is None:
                 try:
@@ -231,22 +231,3 @@ def _finished(row: Row, found: Measurement) -> Row:
 
 def _labelled(advance: Step, label: str) -> Step:
     return lambda what, tokens: advance(f"{label}: {what}", tokens)
-
-
-@contextmanager
-def _progress(total: int) -> Iterator[Callable[[str, int], None]]:
-    """A progress bar of `total` tokens on standard error when that is a terminal, nothing elsewhere."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f}%"),
-        TimeElapsedColumn(),
-        console=Console(stderr=True),
-        transient=True,
-        disable=not sys.stderr.isatty(),
-    ) as progress:
-        task = progress.add_task("measuring the device's peaks", total=total)
-        yield lambda what, tokens: progress.update(task, description=what, advance=tokens)

@@ -5,29 +5,42 @@ import argparse
 from harness import options
 from vkbackend.errors import InputError
 
-HELP = "say what any runtime's decode speeds mean, from a table of them: verdict, evidence, remedy"
+HELP = "say what decode speeds mean: verdict, evidence, remedy; of any runtime, from a table, or measured here"
 EXAMPLE = (
     "latentvk diagnose --measurements results/reports/780m-ollama-mha.csv --preset glm-4.7-flash "
     "--bandwidth 80GB/s --memory 96GiB"
 )
 
 
+DEFAULT_CONTEXTS = "128,512,2048"
+DEFAULT_PATHS = "mla,mha"
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     from harness.subject import add_preset
 
     options.add_model(parser)
+    own = parser.add_argument_group("our own paths, measured on the device")
+    add = own.add_argument
+    add("--contexts", type=options.positive_ints, metavar="N,...", help=f"default {DEFAULT_CONTEXTS}")
+    add("--paths", type=options.names, metavar="P,...", help=f"default {DEFAULT_PATHS}")
+    add("--weights", nargs="+", default=[], metavar="GGUF", help="other quantisations of MODEL, measured beside it")
+    add("-n", "--decode", type=options.positive_int, default=8, metavar="N", help="tokens a repeat (default 8)")
+    add("-r", "--repeats", type=options.positive_int, default=12, metavar="N", help="repeats (default 12)")
+    options.add_cache(own)
+    options.add_chunk(own)
+    options.add_memory(own)
     table = parser.add_argument_group("a table of any runtime's speeds; no model is run")
-    table.add_argument(
+    add = table.add_argument
+    add(
         "--measurements",
         metavar="FILE",
         help="context and tok/s as CSV, llama-bench's csv, json, jsonl or md, or sweep-bench's ('-': standard input)",
     )
-    table.add_argument("--model", dest="model_option", metavar="GGUF", help="the file that ran; MODEL does the same")
+    add("--model", dest="model_option", metavar="GGUF", help="the file that ran; MODEL does the same")
     add_preset(table)
-    table.add_argument(
-        "--bandwidth", type=options.bandwidth, metavar="RATE", help="what the memory gives at most, such as 80GB/s"
-    )
-    table.add_argument("--memory", type=options.size_bytes, metavar="SIZE", help="the memory there is, such as 96GiB")
+    add("--bandwidth", type=options.bandwidth, metavar="RATE", help="what the memory gives at most, such as 80GB/s")
+    add("--memory", type=options.size_bytes, metavar="SIZE", help="the memory there is, such as 96GiB")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -37,7 +50,14 @@ def run(args: argparse.Namespace) -> int:
         )
     args.model = args.model or args.model_option
     if args.measurements is None:
-        raise InputError("--measurements is missing, expected a table of speeds; name a file")
+        _refuse(args, ("preset", "mix", "bandwidth", "memory"), "without --measurements", "a table of speeds beside it")
+        args.contexts = args.contexts or options.positive_ints(DEFAULT_CONTEXTS)
+        args.paths = args.paths or options.names(DEFAULT_PATHS)
+        _require_paths(args)
+        from harness.diagnose_run import diagnose_model
+
+        return diagnose_model(args)
+    _refuse(args, ("contexts", "paths", "weights"), "with --measurements", "no model to be run")
     if args.model is None and args.preset is None:
         raise InputError(
             "--measurements is given without a model, expected the one that ran; add --model GGUF or --preset NAME"
@@ -45,3 +65,17 @@ def run(args: argparse.Namespace) -> int:
     from harness.diagnose_table import diagnose_table
 
     return diagnose_table(args)
+
+
+def _require_paths(args: argparse.Namespace) -> None:
+    """Raise InputError for an unknown path or cache type before the file is opened or a device asked for."""
+    from model.layout import get_path
+
+    for name in args.paths:
+        get_path(name, args.cache)
+
+
+def _refuse(args: argparse.Namespace, names: tuple[str, ...], where: str, expected: str) -> None:
+    for name in names:
+        if getattr(args, name):
+            raise InputError(f"--{name} is given {where}, expected {expected}; leave it out")

@@ -46,7 +46,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_path(parser: argparse.ArgumentParser) -> None:
+def add_path(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--path",
         default="mla",
@@ -55,7 +55,7 @@ def add_path(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_cache(parser: argparse.ArgumentParser) -> None:
+def add_cache(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--cache",
         default="f16",
@@ -71,11 +71,11 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--json", metavar="FILE", help="write the result as JSON ('-': standard output, nothing else)")
 
 
-def add_chunk(parser: argparse.ArgumentParser) -> None:
+def add_chunk(parser: argparse._ActionsContainer) -> None:
     parser.add_argument("--chunk", type=positive_int, metavar="N", help="prompt tokens a pass (default: the device's)")
 
 
-def add_memory(parser: argparse.ArgumentParser) -> None:
+def add_memory(parser: argparse._ActionsContainer) -> None:
     """For every command that opens a model; `open_device` takes it as ``memory_fraction``."""
     parser.add_argument(
         "--memory-fraction",

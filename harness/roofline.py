@@ -135,19 +135,22 @@ def prompt_bound(config: ModelConfig, weights: Weights, path: Path, tokens: int,
     return peaks.bound(bytes_read, flops)
 
 
-def fit_line(contexts: Sequence[float], seconds: Sequence[float]) -> Line | None:
+def fit_line(contexts: Sequence[float], seconds: Sequence[float], relative: bool = False) -> Line | None:
     """Least squares through (context, seconds per token); None with fewer than two different contexts.
 
-    `slope_error` is the slope's standard error, None where two points leave nothing to estimate it from.
+    ``relative``: of the errors relative to the seconds, which are about alike for all contexts. `slope_error` is the
+    slope's standard error, None where two points leave nothing to estimate it from.
     """
     x = np.asarray(contexts, dtype=np.float64)
     y = np.asarray(seconds, dtype=np.float64)
     if len(set(x.tolist())) < 2:
         return None
-    spread = float(((x - x.mean()) ** 2).sum())
-    slope = float(((x - x.mean()) * (y - y.mean())).sum() / spread)
-    intercept = float(y.mean() - slope * x.mean())
+    weights = y**-2 / (y**-2).mean() if relative else np.ones_like(y)
+    middle = float(np.average(x, weights=weights))
+    spread = float((weights * (x - middle) ** 2).sum())
+    slope = float((weights * (x - middle) * y).sum() / spread)
+    intercept = float(np.average(y, weights=weights) - slope * middle)
     if len(x) < 3:
         return Line(intercept, slope, None)
     residual = y - (intercept + slope * x)
-    return Line(intercept, slope, float(np.sqrt((residual**2).sum() / (len(x) - 2) / spread)))
+    return Line(intercept, slope, float(np.sqrt((weights * residual**2).sum() / (len(x) - 2) / spread)))

@@ -7,21 +7,30 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 from harness import options
-from vkbackend.errors import quoted, shown
+from vkbackend.errors import InputError, quoted, shown
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path as FilePath
+
     from model.config import ModelConfig
     from model.engine import Model, Session
     from model.gguf_file import GGUFFile
     from model.layout import Path
     from vkbackend.device import Device
 
+# What quantisations of one model have in common.
+_SHAPE = (
+    "n_layer", "n_dense", "n_embd", "n_vocab", "n_head", "q_lora", "kv_lora", "qk_nope", "qk_rope", "v_head", "n_ff",
+    "n_expert", "n_expert_used", "n_expert_shared", "n_ff_exp",
+)  # fmt: skip
 
-def open_gguf(args: argparse.Namespace) -> "GGUFFile":
-    """The MODEL argument's file with the keys that --override-kv sets, each told on standard error."""
+
+def open_gguf(args: argparse.Namespace, file: "FilePath | None" = None) -> "GGUFFile":
+    """The MODEL argument's file, or another one, with the keys that --override-kv sets, each told on standard error."""
     from model.gguf_file import GGUFFile
 
-    gguf = GGUFFile.open(options.model_path(args))
+    gguf = GGUFFile.open(options.model_path(args) if file is None else file)
     changes = {key: value for found in args.override_kv for key, value in found.items()}
     for key, value in changes.items():
         before = f"in place of {quoted(gguf.kv[key])}" if key in gguf.kv else "which the file does not set"
@@ -29,14 +38,31 @@ def open_gguf(args: argparse.Namespace) -> "GGUFFile":
     return replace(gguf, kv=ChainMap(changes, cast("dict[str, Any]", gguf.kv))) if changes else gguf
 
 
-def open_file(args: argparse.Namespace) -> "tuple[GGUFFile, ModelConfig]":
-    """The MODEL argument's file and config. Raises InputError for a file that the forward pass cannot run."""
+def open_file(args: argparse.Namespace, file: "FilePath | None" = None) -> "tuple[GGUFFile, ModelConfig]":
+    """The MODEL argument's file, or another one, and its config.
+
+    Raises InputError for a file that the forward pass cannot run.
+    """
     from model.config import ModelConfig, require_supported
 
-    gguf = open_gguf(args)
+    gguf = open_gguf(args, file)
     config = ModelConfig.from_gguf(gguf)
     require_supported(config, gguf)
     return gguf, config
+
+
+def open_files(args: argparse.Namespace, files: "Sequence[FilePath]") -> "list[tuple[GGUFFile, ModelConfig]]":
+    """Several quantisations of one model. Raises InputError as ``open_file``, and where the shapes differ."""
+    opened = [open_file(args, file) for file in files]
+    first, config = opened[0]
+    for gguf, other in opened[1:]:
+        for name in _SHAPE:
+            if getattr(other, name) != getattr(config, name):
+                raise InputError(
+                    f"{gguf.path}: {name} {getattr(other, name)}, expected {getattr(config, name)} as in {first.path}; "
+                    "give files of one model"
+                )
+    return opened
 
 
 def load_model(

@@ -39,6 +39,27 @@ def deviation(samples: Sequence[float]) -> float:
     return float(np.std(np.asarray(samples, dtype=np.float64), ddof=1)) if len(samples) > 1 else 0.0
 
 
+def half_width(samples: Sequence[float]) -> float:
+    """Half of the 95% interval of the samples' mean, Student's; two samples at least."""
+    return _T95[min(len(samples) - 1, len(_T95)) - 1] * deviation(samples) / math.sqrt(len(samples))
+
+
+def median_interval(samples: Sequence[float]) -> tuple[float, float, float]:
+    """Median, and the order statistics around it that hold the true median with at least 95%, whatever the
+    distribution; with fewer than six samples, where all of them hold it with less, Student's around the mean."""
+    ordered = sorted(samples)
+    count = len(ordered)
+    if count < 6:
+        half, middle = half_width(ordered), mean(ordered)
+        return middle, middle - half, middle + half
+    outside = 0.0  # probability that the median lies below the order statistic `skipped`
+    skipped = -1
+    while outside + math.comb(count, skipped + 1) / 2**count <= 0.025:
+        skipped += 1
+        outside += math.comb(count, skipped) / 2**count
+    return median(ordered), ordered[skipped], ordered[count - 1 - skipped]
+
+
 def paired_ratio(numerator: Sequence[Sequence[float]], denominator: Sequence[Sequence[float]]) -> Ratio:
     """Ratio of the medians of all samples; the interval comes from repeat i of the one over repeat i of the other.
 
@@ -49,5 +70,5 @@ def paired_ratio(numerator: Sequence[Sequence[float]], denominator: Sequence[Seq
     if len(numerator) != len(denominator) or len(numerator) < 2:
         return Ratio(value)
     logs = [math.log(median(a) / median(b)) for a, b in zip(numerator, denominator, strict=True)]
-    half = _T95[min(len(logs) - 1, len(_T95)) - 1] * deviation(logs) / math.sqrt(len(logs))
+    half = half_width(logs)
     return Ratio(value, math.exp(mean(logs) - half), math.exp(mean(logs) + half))

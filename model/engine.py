@@ -25,7 +25,7 @@ from model.tokenizer import Tokenizer
 from vkbackend.device import Device
 from vkbackend.errors import DeviceError, InputError
 from vkbackend.memory import buffer_limit
-from vkbackend.program import Launch
+from vkbackend.program import Launch, LaunchTime
 
 DEFAULT_CHUNK = 128  # prompt tokens
 
@@ -253,6 +253,15 @@ class Session:
         if not np.isfinite(logits).all():
             raise self._not_finite(0)
         return logits
+
+    def profile(self, token: int) -> list[LaunchTime]:
+        """Device time of every launch of one token at ``n_past``, which does not move; raises as ``decode``.
+
+        Timestamps cost time themselves: the shares mean more than the sum.
+        """
+        self._check([token])
+        self._set([token])
+        return self._forward.decode.profile(depth=self.n_past + 1)
 
     def last_logits(self) -> NDArray[np.float32]:
         """f32 logits [n_vocab] of the last token that ``decode`` or ``prompt(..., "last")`` ran."""

@@ -34,6 +34,7 @@ _PART_BYTES = 2**28  # of a pass, one buffer's
 _TILE_BYTES = 2**24  # of random data; what follows is the same data from another place on
 _PROGRAM_S = 0.05  # a submission costs about 0.1 ms whatever is in it
 _MOST_PASSES = 512
+_LAUNCHES = 256  # of a program whose launches are timed
 # Passes write to so many sinks in turn, so that a barrier, which lets the device run empty, stands only where one
 # comes round again.
 _SINKS = 8
@@ -57,6 +58,33 @@ def measure_peaks(device: Device, repeats: int = 5) -> Peaks:
     """
     samples = {"bandwidth": _bandwidth(device, repeats), "arithmetic": _arithmetic(device, repeats)}
     return Peaks(float(np.median(samples["bandwidth"])), float(np.median(samples["arithmetic"])), samples)
+
+
+@dataclass(frozen=True)
+class LaunchCost:
+    """Seconds of an empty launch that waits for the one before it, and of a submission with one launch."""
+
+    launch: float
+    submission: float
+
+
+def measure_launches(device: Device, repeats: int = 15) -> LaunchCost:
+    """What launches cost beside their work: programs of one, and of many, that read 16 bytes a lane. Medians."""
+    lanes = device.subgroup_size
+    with ExitStack() as stack:
+        source = _buffer(stack, device, 16 * lanes, "launch.source")
+        sink = _buffer(stack, device, 4 * lanes, "launch.sink")
+
+        def add(program: Program, number: int) -> None:
+            program.launch(READ, {"source": source, "sink": sink}, (1, 1, 1), spec={"LOADS": 1})
+
+        seconds = []
+        for count in (1, 1 + _LAUNCHES):
+            with _program(device, "peak_launch", add, count) as program:
+                program.run()  # compiles
+                program.run()  # records
+                seconds.append(float(np.median([_seconds(program) for _ in range(repeats)])))
+    return LaunchCost(max(0.0, seconds[1] - seconds[0]) / _LAUNCHES, seconds[0])
 
 
 def _bandwidth(device: Device, repeats: int) -> list[float]:
