@@ -21,7 +21,7 @@ from vkbackend.errors import InputError, LatentvkError, printable
 
 COMMANDS = ("devices", "inspect", "synth", "tokenize", "generate", "logits", "compare", "bench", "diagnose", "shaders")
 # Commands of two words; the first word's module only says what they are for.
-GROUPS = {"shaders": ("check", "stats", "watch")}
+GROUPS = {"shaders": ("check", "stats", "bench", "watch")}
 INTERRUPTED = 130
 TERMINATED = 143
 BROKEN_PIPE = 141  # what a shell shows for a program ended by SIGPIPE

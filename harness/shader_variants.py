@@ -8,23 +8,25 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from math import prod
 
-from gguf import GGML_QUANT_SIZES
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
+from model import kernels
 from model.config import ModelConfig
 from model.launches import planned_launches
 from model.layout import PATHS, CacheLayout, Path
-from model.linear import NARROW_SUBGROUP
+from model.linear import NARROW_SUBGROUP, ROLES, purpose, usual
 from model.mix import mix_types
 from model.tensors import SUPPORTED_TYPES, file_tensors
 from vkbackend import health, peaks, staging
 from vkbackend.errors import InputError
 from vkbackend.physical import DeviceInfo
 from vkbackend.program import Launch
+from vkbackend.tuning import Tuning
 
 N_CTX = 4096  # of the planned caches; a longer one changes grids alone
 LEAST_BINDING = 2**27  # bytes: maxStorageBufferRange of the Vulkan specification's "Required Limits"
@@ -32,12 +34,42 @@ NARROW, WIDE = 8, 64  # lanes: lavapipe's and RDNA's
 _FORMAT = "FORMAT_"
 
 
+# Where a launch is from, best first: a forward pass of the mix, one of another type of weights, all logits of a chunk.
+RANKS = ("mix", "type", "all logits")
+
+
 @dataclass(frozen=True)
 class Variant:
-    """A kernel with macros and specialization constants, and its largest launch."""
+    """A kernel with macros and specialization constants, and one of its launches.
+
+    Attributes:
+        tokens, n_past: that the launch works on, and the cache positions before them.
+        rank: index in RANKS of what the launch is from.
+    """
 
     name: str
     launch: Launch
+    tokens: int = 1
+    n_past: int = 0
+    rank: int = 0
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What forward passes are planned for.
+
+    Attributes:
+        n_ctx, chunk: as for ``Session``.
+        every_type: add weights of all types to those of the mix.
+        most_bytes: of a variant's launches prefer those whose buffers are no larger; None: the largest launch.
+        tuning: what the launches are chosen by besides the device.
+    """
+
+    n_ctx: int = N_CTX
+    chunk: int | None = None
+    every_type: bool = True
+    most_bytes: int | None = None
+    tuning: Tuning | None = None
 
 
 def variant_name(launch: Launch) -> str:
@@ -56,6 +88,8 @@ def find_variants(
     patterns: Sequence[str] = (),
     paths: Iterable[Path] | None = None,
     everything: bool = False,
+    *,
+    shape: Shape | None = None,
 ) -> list[Variant]:
     """The variants, by name; with ``patterns`` those whose name begins with one of them (wildcards * and ? allowed).
 
@@ -65,19 +99,31 @@ def find_variants(
     Raises:
         InputError: a pattern matches none, or the mix is unknown.
     """
-    found: dict[str, Launch] = {}
+    found: dict[str, Variant] = {}
+    shape = shape or Shape()
     among = list(paths or PATHS.values())
-    launches = _launches(config, mix, info, among)
+    variants = _variants(config, mix, info, among, shape)
     if everything:
-        other = replace(info, subgroup_size=WIDE if info.subgroup_size < NARROW_SUBGROUP else NARROW)
-        forms = chain(_launches(config, mix, other, among), _cache_launches(config, mix, other))
-        products = (launch for launch in forms if launch.kernel.file in ("matvec.comp", "matmul.comp"))
-        launches = chain(launches, _cache_launches(config, mix, info), products, _backend_launches())
-    for launch in launches:
-        name = variant_name(launch)
-        if name not in found or prod(launch.grid) > prod(found[name].grid):
-            found[name] = launch
-    return [Variant(name, found[name]) for name in choose(found, patterns)]
+        forms = _other_forms(info)
+        others = chain(
+            _variants(config, mix, info, among, replace(shape, tuning=forms)),
+            _cache_variants(config, mix, info, replace(shape, tuning=forms)),
+        )
+        products = (v for v in others if v.launch.kernel.file in (kernels.MATVEC.file, kernels.MATMUL.file))
+        variants = chain(variants, _cache_variants(config, mix, info, shape), products, _backend_variants())
+    for variant in variants:
+        name = variant.name
+        if name not in found or _preference(variant, shape) > _preference(found[name], shape):
+            found[name] = variant
+    return [found[name] for name in choose(found, patterns)]
+
+
+def _preference(variant: Variant, shape: Shape) -> tuple[int, int]:
+    """Of launches of one variant the largest shows most of it, among those that the wished shape has."""
+    rank, buffers = variant.rank, variant.launch.buffers.values()
+    if shape.most_bytes is not None and max((b.nbytes for b in buffers), default=0) > shape.most_bytes:
+        rank += len(RANKS)
+    return -rank, prod(variant.launch.grid)
 
 
 def choose(names: Iterable[str], patterns: Sequence[str]) -> list[str]:
@@ -107,40 +153,67 @@ def _two_layers(config: ModelConfig) -> ModelConfig:
     return replace(two, n_dense=min(two.n_dense, 1), n_layer=min(two.n_layer, 2))
 
 
-def _launches(config: ModelConfig, mix: str, info: DeviceInfo, paths: list[Path]) -> Iterator[Launch]:
+def _variants(config: ModelConfig, mix: str, info: DeviceInfo, paths: list[Path], shape: Shape) -> Iterator[Variant]:
     two = _two_layers(config)
     for path in paths:
-        for launches in planned_launches(two, mix_types(two, mix), path, info, n_ctx=N_CTX).values():
-            yield from launches
-    for kind in SUPPORTED_TYPES:
+        yield from _planned(two, mix_types(two, mix), path, info, shape, "mix")
+    for kind in SUPPORTED_TYPES if shape.every_type else ():
         block = GGML_QUANT_SIZES[kind][0]
-        fitting = [re.escape(name) for name, shape in file_tensors(two).items() if shape[-1] % block == 0]
+        fitting = [re.escape(name) for name, size in file_tensors(two).items() if size[-1] % block == 0]
         types = mix_types(two, mix, [(f"^({'|'.join(fitting)})$", kind)])
-        for launches in planned_launches(two, types, paths[0], info, n_ctx=N_CTX).values():
-            yield from launches
+        yield from _planned(two, types, paths[0], info, shape, "type")
 
 
-def _cache_launches(config: ModelConfig, mix: str, info: DeviceInfo) -> Iterator[Launch]:
+def _planned(
+    config: ModelConfig,
+    types: Mapping[str, GGMLQuantizationType],
+    path: Path,
+    info: DeviceInfo,
+    shape: Shape,
+    rank: str,
+) -> Iterator[Variant]:
+    planned = planned_launches(config, types, path, info, n_ctx=shape.n_ctx, chunk=shape.chunk, tuning=shape.tuning)
+    # The first kernel of each program, an embedding or a norm, has a workgroup for each token.
+    n_past = shape.n_ctx - planned["chunk"][0].grid[0]
+    for name, launches in planned.items():
+        of = RANKS.index("all logits" if name == "head_all" else rank)
+        for launch in launches:
+            yield Variant(variant_name(launch), launch, launches[0].grid[0], n_past, of)
+
+
+def _cache_variants(config: ModelConfig, mix: str, info: DeviceInfo, shape: Shape) -> Iterator[Variant]:
     """Of each path with a cache in f32; of latent caches in shards, which the least binding that Vulkan guarantees
     splits, in f16 and in f32."""
     two = _two_layers(config)
     types = mix_types(two, mix)
     narrow = replace(info, max_storage_buffer_range=LEAST_BINDING)
-    shard = LEAST_BINDING // (2 * two.latent_dim)  # positions in f16
+    # The sums of shards grow with the chunk and must be bound too; a small one changes grids alone.
+    long = replace(shape, n_ctx=2 * (LEAST_BINDING // (2 * two.latent_dim)), chunk=8)
     for path in PATHS.values():
-        # The sums of shards grow with the chunk and must be bound too; a small one changes grids alone.
-        shards = [] if path.layout is CacheLayout.PER_HEAD else [(of, 2 * shard, narrow, 8) for of in ("f16", "f32")]
-        for of, n_ctx, device, chunk in [("f32", N_CTX, info, None), *shards]:
-            made = planned_launches(two, types, replace(path, cache_type=of), device, n_ctx=n_ctx, chunk=chunk)
-            for launches in made.values():
-                yield from (launch for launch in launches if _of_a_cache(launch))
+        shards = [] if path.layout is CacheLayout.PER_HEAD else [(of, long, narrow) for of in ("f16", "f32")]
+        for of, planned, device in [("f32", shape, info), *shards]:
+            made = _planned(two, types, replace(path, cache_type=of), device, planned, "mix")
+            yield from (variant for variant in made if _of_a_cache(variant.launch))
+
+
+def _other_forms(info: DeviceInfo) -> Tuning:
+    """What takes the products' forms of the other subgroups, wide or narrow, than the device's."""
+    lanes = WIDE if info.subgroup_size < NARROW_SUBGROUP else NARROW
+    return Tuning(
+        {
+            purpose(kind, tokens, role): usual(kind, tokens, lanes)
+            for kind in SUPPORTED_TYPES
+            for tokens in (1, 2)
+            for role in ROLES
+        }
+    )
 
 
 def _of_a_cache(launch: Launch) -> bool:
     return bool({"CACHE_F32", "SHARD", "ROWS_FROM_CACHE", "UNITS_FROM_CACHE"} & launch.kernel.macros.keys())
 
 
-def _backend_launches() -> Iterator[Launch]:
+def _backend_variants() -> Iterator[Variant]:
     """Copies, zeroes, the kernels that measure peaks and the probe of a subgroup, by themselves."""
     each = {"EACH": staging.EACH}
     for kernel, spec in (
@@ -150,4 +223,5 @@ def _backend_launches() -> Iterator[Launch]:
         (peaks.ARITHMETIC, {"ROUNDS": peaks.ROUNDS}),
         (health.PROBE, {}),
     ):
-        yield Launch(kernel, {}, spec, {}, (1, 1, 1), kernel.file, False)
+        launch = Launch(kernel, {}, spec, {}, (1, 1, 1), kernel.file, False)
+        yield Variant(variant_name(launch), launch)

@@ -34,6 +34,12 @@ def mean(samples: Sequence[float]) -> float:
     return float(np.mean(np.asarray(samples, dtype=np.float64)))
 
 
+def spread(samples: Sequence[float]) -> float:
+    """The median distance from the median, which a few samples taken while the machine was busy do not move."""
+    middle = median(samples)
+    return median([abs(x - middle) for x in samples])
+
+
 def deviation(samples: Sequence[float]) -> float:
     """Standard deviation of a sample (n - 1), 0 for one sample, as llama-bench prints it."""
     return float(np.std(np.asarray(samples, dtype=np.float64), ddof=1)) if len(samples) > 1 else 0.0

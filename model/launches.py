@@ -21,6 +21,7 @@ from model.tensors import expected_tensors
 from vkbackend.dry import DryDevice
 from vkbackend.physical import DeviceInfo
 from vkbackend.program import Launch
+from vkbackend.tuning import Tuning
 
 
 def planned_launches(
@@ -31,6 +32,7 @@ def planned_launches(
     *,
     n_ctx: int,
     chunk: int | None = None,
+    tuning: Tuning | None = None,
 ) -> dict[str, list[Launch]]:
     """The launches of one decoded token ("decode"), of a prompt chunk ("chunk") and of all logits of one ("head_all").
 
@@ -38,11 +40,12 @@ def planned_launches(
         types: each expected tensor's type.
         info: the device to plan for; its memory is not asked about.
         n_ctx, chunk: as for ``Session``.
+        tuning: what the launches are chosen by besides; None: nothing.
 
     Raises:
         InputError, DeviceError: as ``Session`` where the model or its shapes cannot run.
     """
-    session = Session(Model(_imaginary_file(config, types), config, DryDevice(info)), path, n_ctx, chunk)
+    session = Session(Model(_imaginary_file(config, types), config, DryDevice(info, tuning)), path, n_ctx, chunk)
     return session.launches()
 
 

@@ -16,6 +16,7 @@ from vkbackend.buffer import Buffer
 from vkbackend.device import Device
 from vkbackend.kernel import Kernel
 from vkbackend.program import Program
+from vkbackend.tuning import Entry
 
 Q = GGMLQuantizationType
 
@@ -52,16 +53,37 @@ class Tiling:
     tokens: int
 
     @classmethod
-    def choose(cls, device: Device, kind: GGMLQuantizationType, tokens: int) -> Tiling:
-        """By subgroup width and token count; the constants above say why."""
-        lanes = device.subgroup_size
-        if tokens > 1:
-            each = MATMUL_TOKENS_NARROW if lanes < NARROW_SUBGROUP else MATMUL_TOKENS_WIDE
-            return cls(False, {"ROWS": MATMUL_ROWS, "TOKENS": each}, MATMUL_ROWS * lanes, each)
-        if lanes < NARROW_SUBGROUP:
-            return cls(False, {"ROWS": 1, "TOKENS": 1}, lanes, 1)
-        rows = MATVEC_ROWS_F32 if kind is Q.F32 else MATVEC_ROWS
-        return cls(True, {"ROWS": rows}, rows, 1)
+    def choose(cls, device: Device, kind: GGMLQuantizationType, tokens: int, role: str = "") -> Tiling:
+        """What the device's tuning says of products of that kind and ``role``, else the usual one for its subgroups."""
+        entry = device.tuning.find(purpose(kind, tokens, role)) or usual(kind, tokens, device.subgroup_size)
+        return cls.of(entry, device.subgroup_size)
+
+    @classmethod
+    def of(cls, entry: Entry, lanes: int) -> Tiling:
+        """The tiling that a kernel's constants stand for on subgroups of ``lanes``."""
+        spec = dict(entry.constants)
+        if entry.kernel == kernels.MATVEC.file:
+            return cls(True, spec, spec["ROWS"], 1)
+        return cls(False, spec, spec["ROWS"] * lanes, spec["TOKENS"])
+
+
+ROLES = ("", "chosen", "routed", "cache")
+
+
+def purpose(kind: GGMLQuantizationType, tokens: int, role: str) -> str:
+    """What a tuning calls products with weights of that kind, of one token or a chunk; ``role``, of ROLES, is "" for a
+    plain matrix, "chosen" and "routed" for a token's and a chunk's experts, "cache" for a cache taken as a matrix."""
+    return " ".join(filter(None, ("linear", role, kind.name.lower(), "token" if tokens == 1 else "chunk")))
+
+
+def usual(kind: GGMLQuantizationType, tokens: int, lanes: int) -> Entry:
+    """By subgroup width and token count; the constants above say why."""
+    if tokens > 1:
+        each = MATMUL_TOKENS_NARROW if lanes < NARROW_SUBGROUP else MATMUL_TOKENS_WIDE
+        return Entry(kernels.MATMUL.file, {"ROWS": MATMUL_ROWS, "TOKENS": each})
+    if lanes < NARROW_SUBGROUP:
+        return Entry(kernels.MATMUL.file, {"ROWS": 1, "TOKENS": 1})
+    return Entry(kernels.MATVEC.file, {"ROWS": MATVEC_ROWS_F32 if kind is Q.F32 else MATVEC_ROWS})
 
 
 def linear(
@@ -81,7 +103,7 @@ def linear(
     ``tokens`` is the chunk's capacity (1: matrix-vector). ``cache_extent`` is "ROWS" or "UNITS" when the weight is a
     cache of which only the filled rows, or columns, take part. ``tiling`` is the device's unless another is given.
     """
-    tiling = tiling or Tiling.choose(program.device, weight.kind, tokens)
+    tiling = tiling or Tiling.choose(program.device, weight.kind, tokens, "cache" if cache_extent else "")
     extent = {f"{cache_extent}_FROM_CACHE": "1"} if cache_extent else {}
     for shard in weight.shards:
         push = _push(weight, shard, x, y, accumulate)
@@ -117,7 +139,7 @@ def routed_linear(
     inputs of all (token, slot) pairs must be consecutive. ``routing`` holds the buffers chosen, counts and pairs;
     ``tiling`` as in ``linear``.
     """
-    tiling = tiling or Tiling.choose(program.device, weight.kind, tokens)
+    tiling = tiling or Tiling.choose(program.device, weight.kind, tokens, "chosen" if tokens == 1 else "routed")
     shared = x.batch == 0
     for shard in weight.shards:
         push = _push(weight, shard, x, y, accumulate=False)

@@ -14,6 +14,7 @@ from vkbackend.errors import DeviceError
 from vkbackend.memory import Memory
 from vkbackend.pace import Pace
 from vkbackend.physical import DeviceInfo, list_devices, require_usable, select_device
+from vkbackend.tuning import Tuning
 
 
 class Device:
@@ -34,6 +35,7 @@ class Device:
 
         self.info = info
         self.pace = Pace()
+        self.tuning = Tuning()
         self.memory_fraction = memory_fraction
         self.manager: Any = None
         with layers_enabled():

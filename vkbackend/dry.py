@@ -14,6 +14,7 @@ from vkbackend.device import Device
 from vkbackend.memory import Room, Use
 from vkbackend.pace import Pace
 from vkbackend.physical import DeviceInfo
+from vkbackend.tuning import Tuning
 
 if TYPE_CHECKING:
     from vkbackend.buffer import Buffer
@@ -27,8 +28,9 @@ class DryDevice(Device):
 
     keeps_data = False
 
-    def __init__(self, info: DeviceInfo) -> None:
+    def __init__(self, info: DeviceInfo, tuning: Tuning | None = None) -> None:
         self.info = info
+        self.tuning = tuning or Tuning()
         self.memory_fraction = None
         self.pace = Pace()
         self.manager = _Tensors()

@@ -87,10 +87,15 @@ def measure_launches(device: Device, repeats: int = 15) -> LaunchCost:
     return LaunchCost(max(0.0, seconds[1] - seconds[0]) / _LAUNCHES, seconds[0])
 
 
+def pass_bytes(device: Device) -> int:
+    """Bytes that must be read before the same ones are read again, for the device's caches not to serve them."""
+    return _PASS_BYTES_CPU if device.info.kind == "cpu" else _PASS_BYTES
+
+
 def _bandwidth(device: Device, repeats: int) -> list[float]:
-    lanes, cpu = device.subgroup_size, device.info.kind == "cpu"
+    lanes = device.subgroup_size
     group = LOADS * lanes * 16
-    whole = min(_PASS_BYTES_CPU if cpu else _PASS_BYTES, device.memory.room().nbytes // 4)
+    whole = min(pass_bytes(device), device.memory.room().nbytes // 4)
     part = min(_PART_BYTES, buffer_limit(device), group * device.info.max_workgroup_count[0], whole)
     part = max(_TILE_BYTES, part // _TILE_BYTES * _TILE_BYTES)
     tiles = part // _TILE_BYTES

@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
+from harness.timing.job import BenchJob, PeaksJob, Timing
 from vkbackend.child import Child, ChildClient, ChildEndedError
 from vkbackend.errors import DeviceError, LatentvkError
 from vkbackend.kernel import Kernel
+from vkbackend.peaks import Peaks
 from vkbackend.physical import DeviceInfo
 
 TIMEOUT_S = 300.0  # of one kernel's cases; lavapipe's compiler takes ten seconds for the slowest
@@ -78,10 +81,38 @@ class OracleRunner(ChildClient):
         if self._child.process is None:
             self._start()
         try:
-            verdict: Verdict = self._child.ask(job)
+            verdict: Verdict | LatentvkError = self._child.ask(job)
         except ChildEndedError as error:
             return Verdict(0, 0.0, (f"the process that ran it {error}",))
-        return verdict
+        return Verdict(0, 0.0, (str(verdict),)) if isinstance(verdict, LatentvkError) else verdict
+
+    def time(self, job: BenchJob) -> Timing:
+        """Time a kernel, which should have been judged before.
+
+        Raises:
+            DeviceError: it does not fit, computes what is no number, crashes or hangs.
+        """
+        timing: Timing = self._ask(job, job.kernel.file)
+        return timing
+
+    def peaks(self) -> Peaks:
+        """What the device can do at most, measured now. Raises DeviceError where it computes wrongly."""
+        peaks: Peaks = self._ask(PeaksJob(), "the device's peaks")
+        return peaks
+
+    def _ask(self, request: object, what: str) -> Any:
+        if self._child.process is None:
+            self._start()
+        try:
+            found = self._child.ask(request)
+        except ChildEndedError as error:
+            raise DeviceError(
+                f"timing {what}: the process that ran it {error}; expected an end: look for a loop without one, or an "
+                "access outside of a buffer"
+            ) from None
+        if isinstance(found, LatentvkError):
+            raise found
+        return found
 
     def restart(self) -> None:
         """Judge the next job in a new process, which reads the oracles' files again."""

@@ -1,4 +1,4 @@
-"""The process that runs kernels against their oracles: ``python -m harness.oracles.worker``.
+"""The process that runs kernels against their oracles, and times them: ``python -m harness.oracles.worker``.
 
 It opens the device that LATENTVK_DEVICE names, says what it is, and answers jobs until its client goes away. A kernel
 that crashes the driver or hangs takes this process with it and nothing else.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import zlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,11 +17,14 @@ from harness.oracles import ORACLES
 from harness.oracles.case import Target
 from harness.oracles.client import Job, Verdict
 from harness.oracles.run import run_case
+from harness.timing.job import BenchJob, PeaksJob
+from harness.timing.run import time_job
 from vkbackend.child import answer, answers, requests
 from vkbackend.companion import messages
 from vkbackend.companion.loading import VALIDATION_LAYER, validation_checks
 from vkbackend.device import Device, open_device
 from vkbackend.errors import DeviceError, DeviceLostError, LatentvkError
+from vkbackend.peaks import measure_peaks
 from vkbackend.shader import forget_sources
 
 
@@ -65,6 +69,13 @@ def _require_validation_layer() -> None:
         )
 
 
+_ANSWERS: dict[type, Callable[[Device, Any], object]] = {
+    Job: judge,
+    BenchJob: time_job,
+    PeaksJob: lambda device, job: measure_peaks(device),
+}
+
+
 def main() -> None:
     """The first answer is the device's description, or the error that stands in its way."""
     pipe = answers()
@@ -78,11 +89,12 @@ def main() -> None:
     for job in requests():
         forget_sources()  # which may have been edited since
         try:
-            verdict = judge(device, job)
+            answer(pipe, _ANSWERS[type(job)](device, job))
         except DeviceLostError as error:
-            answer(pipe, Verdict(0, 0.0, (str(error),)))
+            answer(pipe, Verdict(0, 0.0, (str(error),)) if isinstance(job, Job) else error)
             return  # the next job finds a new process
-        answer(pipe, verdict)
+        except LatentvkError as error:
+            answer(pipe, error)
 
 
 if __name__ == "__main__":

@@ -238,5 +238,6 @@ def test_the_group_says_what_it_has(capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
     assert main(["shaders", "stat"]) == 2
     assert capsys.readouterr().err == (
-        "latentvk: error: unknown command 'shaders stat', expected one of check, stats; see `latentvk shaders --help`\n"
+        "latentvk: error: unknown command 'shaders stat', expected one of check, stats, bench, watch; see "
+        "`latentvk shaders --help`\n"
     )

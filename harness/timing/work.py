@@ -1,0 +1,182 @@
+"""What one launch must move and compute: bytes that it has to read and write, each once, and f32 operations.
+
+Letters: T tokens, E experts, K chosen ones a token, H heads. Operations are counted of products and attention, 2 for a
+multiply-add; what else a kernel computes is of no account beside its bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from gguf import GGML_QUANT_SIZES
+from numpy.typing import NDArray
+
+from harness.shader_work import WORK, kind_of
+from harness.timing.job import BenchJob
+from model.layout import UNIT
+
+F32 = 4  # bytes
+ELEMENT = "element"
+
+
+@dataclass(frozen=True)
+class Amount:
+    """Of one launch.
+
+    Attributes:
+        units: of the kernel's work (``harness.shader_work``), or elements of its output.
+        read: bytes of what it only reads.
+        written: bytes that it writes, and that it reads of what it writes.
+    """
+
+    unit: str
+    units: float
+    read: float
+    written: float
+    flops: float = 0.0
+
+    @property
+    def nbytes(self) -> float:
+        """All that memory must move."""
+        return self.read + self.written
+
+
+def amount(job: BenchJob) -> Amount:
+    """What the job's launch must do, whatever its choice of constants."""
+    return _AMOUNTS[job.kernel.file](job)
+
+
+def routed_counts(job: BenchJob) -> NDArray[np.int64]:
+    """Tokens of each expert of the launch's shard, by ``routing``. int64 [experts of the shard]"""
+    experts = np.bincount(routing(job).reshape(-1), minlength=job.config.n_expert)
+    return experts[int(job.push["matrix_first"]) : int(job.push["matrix_end"])]
+
+
+def routing(job: BenchJob) -> NDArray[np.int64]:
+    """Expert ids [T, K], of a token all different, drawn alike for every expert; the same for the same shapes."""
+    rng = np.random.default_rng((job.config.n_expert, job.tokens))
+    return np.argsort(rng.random((job.tokens, job.config.n_expert)), axis=1)[:, : job.config.n_expert_used]
+
+
+def _pairs(job: BenchJob) -> int:
+    """Cache positions that the tokens attend to, together: a token sees what is before it and itself."""
+    last = int(job.push.get("last", job.n_past + job.tokens))
+    first = int(job.push.get("first", 0))
+    seen = np.minimum(job.n_past + 1 + np.arange(job.tokens), last) - first
+    return int(np.maximum(seen, 0).sum())
+
+
+def _product(job: BenchJob) -> Amount:
+    push, macros = job.push, job.kernel.macros
+    live = job.n_past + job.tokens
+    rows = live if "ROWS_FROM_CACHE" in macros else int(push["rows"])
+    columns = UNIT * (-(-live // UNIT) if "UNITS_FROM_CACHE" in macros else int(push["units"]))
+    matrices = int(push["matrix_end"]) - int(push["matrix_first"])
+    vectors = job.tokens * matrices  # that are multiplied with a matrix
+    inputs = vectors if push["x_batch"] else job.tokens
+    if "CHOSEN" in macros:
+        matrices = vectors = job.config.n_expert_used
+        inputs = vectors if push["x_batch"] else 1
+    elif "ROUTED" in macros:
+        counts = routed_counts(job)
+        matrices, vectors = int((counts > 0).sum()), int(counts.sum())
+        inputs = job.tokens if job.choices[0].spec["X_DIVISOR"] > 1 else vectors
+    block, size = GGML_QUANT_SIZES[kind_of(job.kernel)]
+    weights = matrices * rows * columns
+    written = vectors * rows * (2 if push["accumulate"] else 1)
+    products = vectors * rows * columns
+    read = weights / block * size + F32 * inputs * columns
+    return Amount(WORK[job.kernel.file].unit, products, read, F32 * written, 2 * products)
+
+
+def _attention(job: BenchJob) -> Amount:
+    spec, heads, macros = job.choices[0].spec, int(job.push["heads"]), job.kernel.macros
+    latent, rope = spec["LATENT"], spec["ROPE"]
+    row = (latent + rope + (latent if "REDUNDANT_V" in macros else 0)) * (4 if "CACHE_F32" in macros else 2)
+    rows = min(job.n_past + job.tokens, int(job.push.get("last", 2**32))) - int(job.push.get("first", 0))
+    units = _pairs(job) * heads
+    queries, sums = (F32 * job.tokens * heads * width for width in (latent + rope, latent))
+    flops = 2 * units * (latent + rope + latent)
+    return Amount(WORK[job.kernel.file].unit, units, rows * row + queries, sums, flops)
+
+
+def _elements(
+    read: Callable[[BenchJob], float],
+    written: Callable[[BenchJob], float],
+    in_place: Callable[[BenchJob], float] = lambda job: 0,
+) -> Callable[[BenchJob], Amount]:
+    """Of a kernel that reads and writes so many f32, ``in_place`` of those that it writes too."""
+
+    def made(job: BenchJob) -> Amount:
+        return Amount(ELEMENT, written(job), F32 * read(job), F32 * (written(job) + in_place(job)))
+
+    return made
+
+
+def _embed(job: BenchJob) -> Amount:
+    block, size = GGML_QUANT_SIZES[kind_of(job.kernel)]
+    width = job.tokens * job.push["width"]
+    return Amount(WORK[job.kernel.file].unit, width, width / block * size, F32 * width)
+
+
+def _norm(job: BenchJob) -> Amount:
+    tokens, width = 1 if "LAST_TOKEN" in job.kernel.macros else job.tokens, job.push["width"]
+    return Amount(ELEMENT, tokens * width, F32 * (tokens + 1) * width, F32 * tokens * width)
+
+
+def _latent_cache(job: BenchJob) -> Amount:
+    latent, rope, macros = job.push["latent"], job.push["rope"], job.kernel.macros
+    width = 4 if "CACHE_F32" in macros or "PER_HEAD" in macros else 2
+    written = job.tokens * (latent + rope + (latent if "REDUNDANT_V" in macros else 0))
+    return Amount(ELEMENT, written, F32 * job.tokens * (latent + rope), width * written)
+
+
+def _cache_per_head(job: BenchJob) -> Amount:
+    push, heads = job.push, job.choices[0].grid[0]
+    written = job.tokens * heads * (push["nope"] + push["rope"] + push["v_dim"])
+    read = job.tokens * (heads * (push["nope"] + push["v_dim"]) + push["rope"])
+    return Amount(ELEMENT, written, F32 * read, (4 if "CACHE_F32" in job.kernel.macros else 2) * written)
+
+
+def _softmax(job: BenchJob) -> Amount:
+    scores = _pairs(job) * job.choices[0].grid[1]
+    return Amount("score", scores, 0, 2 * F32 * scores)
+
+
+def _rope(job: BenchJob) -> float:
+    return job.tokens * job.push["heads"] * job.push["rope"]
+
+
+def _per_token(name: str) -> Callable[[BenchJob], float]:
+    return lambda job: job.tokens * job.push[name]
+
+
+_AMOUNTS: dict[str, Callable[[BenchJob], Amount]] = {
+    "argmax.comp": _elements(lambda j: j.push["count"] * ("FINAL" in j.kernel.macros) + j.push["count"], lambda j: 1),
+    "attention_combine.comp": _elements(
+        lambda j: j.choices[0].grid[0] * j.push["splits"] * (j.push["latent"] + 2),
+        lambda j: j.choices[0].grid[0] * j.push["latent"],
+    ),
+    "attention_latent.comp": _attention,
+    "cache_per_head.comp": _cache_per_head,
+    "embed.comp": _embed,
+    "group_by_expert.comp": _elements(
+        lambda j: j.tokens * j.push["used"], lambda j: j.tokens * j.push["used"] + j.push["experts"]
+    ),
+    "latent_cache.comp": _latent_cache,
+    "matmul.comp": _product,
+    "matvec.comp": _product,
+    "moe_sum.comp": _elements(
+        lambda j: j.tokens * j.push["width"] * (j.push["used"] + j.push["has_shared"]),
+        _per_token("width"),
+        _per_token("width"),
+    ),
+    "rms_norm.comp": _norm,
+    "rope_query.comp": _elements(_rope, _rope),
+    "route.comp": _elements(lambda j: (j.tokens + 1) * j.push["experts"], lambda j: 2 * j.tokens * j.push["used"]),
+    "silu_mul.comp": _elements(_per_token("per_token"), _per_token("per_token"), _per_token("per_token")),
+    "softmax_causal.comp": _softmax,
+}
+TIMED = frozenset(_AMOUNTS)  # kernels of the forward pass; the backend's own are measured by `devices --measure`
