@@ -1,9 +1,10 @@
 """`latentvk bench`: prompt and decode speed at given depths, in records with llama-bench's field names."""
 
 import argparse
+import sys
 from collections.abc import Iterator
-from functools import partial
-from time import perf_counter, perf_counter_ns
+from dataclasses import dataclass, field
+from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any
 
 from harness import options
@@ -21,6 +22,11 @@ if TYPE_CHECKING:
 HELP = "time prompts and decoding at given depths; --startup: start to first token, and peak memory"
 EXAMPLE = "latentvk bench -p 128 -n 32 -d 0,1024 --json -"
 
+SCHEMA, SCHEMA_VERSION = "latentvk.bench", 1
+READY = "ready"
+FORMATS = ("table", "md", "csv", "json", "jsonl")
+# Ten repeats a side tell up to 4618 metrics apart in a rank test corrected for them; five only 6 (harness/judging.py).
+REPETITIONS = 10
 _SEED = 1
 _WARM_UPS = 3  # a program's first run learns how long it takes, the second records it, the third may record it better
 
@@ -30,13 +36,45 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("-p", "--n-prompt", type=options.non_negative_ints, default=[128], metavar="N,...", help="default 128; 0: none")
     add("-n", "--n-gen", type=options.non_negative_ints, default=[32], metavar="N,...", help="default 32; 0: none")
+    add("-pg", type=_pair, action="append", default=[], metavar="P,N", help="also P prompt tokens, then N decoded ones")
     add("-d", "--n-depth", type=options.non_negative_ints, default=[0], metavar="N,...", help="tokens cached before")
-    add("-r", "--repetitions", type=options.positive_int, default=3, metavar="N", help="samples of each (default 3)")
+    add(
+        "-r",
+        "--repetitions",
+        type=options.positive_int,
+        default=REPETITIONS,
+        metavar="N",
+        help=f"samples of each, the tests in turns (default {REPETITIONS})",
+    )
     add("--startup", action="store_true", help="instead: in a fresh process, time to the first token and peak memory")
+    add("-o", "--output", choices=FORMATS, default="table", help="what is printed, as llama-bench's -o (default table)")
+    # `regress --run` says when each turn begins, which takes this many repeats of every test.
+    add("--step", type=options.positive_int, metavar="N", help=argparse.SUPPRESS)
     options.add_path(parser)
     options.add_cache(parser)
+    add("-ctk", "--cache-type-k", metavar="TYPE", help="llama-bench's spelling of --cache; -ctv must say the same")
+    add("-ctv", "--cache-type-v", metavar="TYPE", help=argparse.SUPPRESS)
     options.add_chunk(parser)
     options.add_memory(parser)
+
+
+def _pair(text: str) -> tuple[int, int]:
+    """'512,128' -> (512, 128)."""
+    parts = [options.positive_int(part) for part in text.split(",")]
+    if len(parts) != 2:
+        raise argparse.ArgumentTypeError(f"found '{text}', expected prompt and decoded tokens such as 512,128")
+    return parts[0], parts[1]
+
+
+def _cache_type(args: argparse.Namespace) -> str:
+    """Raises InputError where -ctk and -ctv differ: a latent row is keys and values at once."""
+    given = dict.fromkeys(name for name in (args.cache_type_k, args.cache_type_v) if name)
+    if len(given) > 1:
+        raise InputError(
+            f"-ctk {args.cache_type_k} and -ctv {args.cache_type_v}, expected one type, as keys and values share a "
+            "cache row; give the same to both"
+        )
+    return next(iter(given), args.cache)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -44,58 +82,125 @@ def run(args: argparse.Namespace) -> int:
     from model.layout import get_path
     from vkbackend.device import open_device
 
-    if not args.startup and not any(args.n_prompt + args.n_gen):
+    if not args.startup and not any(args.n_prompt + args.n_gen) and not args.pg:
         raise InputError("-p 0 and -n 0 leave nothing to run, expected one of them above 0; give a length")
+    if args.output != "table" and options.json_to_stdout(args):
+        raise InputError(f"-o {args.output} and --json - both write to standard output, expected one; leave one out")
+    args.cache = _cache_type(args)
     path = get_path(args.path, args.cache)
     gguf, config = open_file(args)
     if args.startup:
         from harness.startup import measure_startup
 
         return measure_startup(args, gguf.path)
+    from harness.machine import Watch
+
     model = load_model(gguf, config, open_device(args.device, memory_fraction=args.memory_fraction))
+    watch = Watch(model.device.info.pci_address)
     rows, lost = [], None
     try:
         for row in measure(model, config, path, args):
-            rows.append(about(model, gguf, config, path) | row)
+            rows.append(row)
     except DeviceLostError as error:
         lost = error
-    for row in rows:
-        row["incomplete"] = "" if lost is None else str(lost)
+    facts = about(model, gguf, config, path) | record_facts(model, gguf, args)
+    facts |= {"state": watch.taken(), "incomplete": "" if lost is None else str(lost)}
+    rows = [facts | row for row in rows]
     options.emit_json(args, rows)
     if rows and not options.json_to_stdout(args):
-        show(rows)
+        from harness.bench_output import FORMATTED, show
+
+        if args.output == "table":
+            show(rows)
+        else:
+            sys.stdout.write(FORMATTED[args.output](rows))
     if lost is not None:
         raise lost
     return 0
 
 
+@dataclass
+class Test:
+    """One test at one depth: what it runs, and the samples so far, in nanoseconds."""
+
+    n_prompt: int
+    n_gen: int
+    depth: int
+    started: str
+    samples: list[int] = field(default_factory=list)
+    token_times: list[list[int]] = field(default_factory=list)
+    warm_up: int = 0
+    longest_submission: float = 0.0
+
+    def repeat(self, session: "SessionLike", tokens: "np.ndarray") -> tuple[int, list[int]]:
+        """One repeat from `depth` on: its time, and each decoded token's."""
+        session.rewind(self.depth)
+        prompt = tokens[self.depth : self.depth + self.n_prompt].tolist()
+        token = int(tokens[self.depth + self.n_prompt])
+        times = []
+        started = before = perf_counter_ns()
+        if prompt:
+            session.prompt(prompt, "last")
+            before = perf_counter_ns()
+        for _ in range(self.n_gen):
+            token = session.decode(token)
+            now = perf_counter_ns()
+            times.append(now - before)
+            before = now
+        return before - started, times
+
+
 def measure(model: "Model", config: "ModelConfig", path: "Path", args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """One record for each test: every prompt length, then every decode length, at every depth. Tokens are drawn."""
+    """One record for each test: every prompt length, decode length and pair, at every depth. Tokens are drawn.
+
+    The tests of a depth take turns, so that a drift of the machine's speed falls on all of them and shows in the spread
+    of each. Each test's first run is kept apart, as a warm-up.
+    """
     import numpy as np
 
+    from harness.metadata import now
     from harness.running import open_session
 
+    kinds = [(n, 0) for n in args.n_prompt if n] + [(0, n) for n in args.n_gen if n] + args.pg
+    pace = model.device.pace
     rng = np.random.default_rng(_SEED)
     for depth in args.n_depth:
-        longest = depth + max(*args.n_prompt, *args.n_gen, 1)
+        longest = depth + max(n_prompt + n_gen for n_prompt, n_gen in kinds)
         session = open_session(model, path, longest, args.chunk)
         try:
-            tokens = rng.integers(config.n_vocab, size=longest, dtype=np.int32)
+            tokens = rng.integers(config.n_vocab, size=longest + 1, dtype=np.int32)
             _fill(session, tokens, depth)
-            tests = [partial(_prompt_test, n_prompt=n) for n in filter(None, args.n_prompt)]
-            tests += [partial(_decode_test, n_gen=n) for n in filter(None, args.n_gen)]
+            tests = [Test(n_prompt, n_gen, depth, now()) for n_prompt, n_gen in kinds]
             for test in tests:
-                model.device.pace.forget_longest()
-                row = test(session, tokens, depth, count=args.repetitions)
-                yield row | {"longest_submission_ns": round(1e9 * model.device.pace.longest_s)}
+                test.warm_up = test.repeat(session, tokens)[0]
+            at_once = args.step or 1
+            for turn in range(0, args.repetitions, at_once):
+                if args.step:
+                    _await_step()
+                for test in tests:
+                    for _ in range(at_once):
+                        pace.forget_longest()
+                        total, times = test.repeat(session, tokens)
+                        test.longest_submission = max(test.longest_submission, pace.longest_s)
+                        test.samples.append(total)
+                        test.token_times.append(times)
+                    if turn + at_once >= args.repetitions:
+                        yield _record(test) | _counts(model, session)
         finally:
             session.close()
+
+
+def _await_step() -> None:
+    """Say on standard output that a turn may begin, and begin it when a line comes on standard input."""
+    print(READY, flush=True)
+    if not sys.stdin.readline():
+        raise InputError("--step: standard input ended, expected a line for each turn; it is made for `regress --run`")
 
 
 def _fill(session: "SessionLike", tokens: "np.ndarray", depth: int) -> None:
     """Warm up both programs, then cache `depth` tokens."""
     for _ in range(_WARM_UPS):
-        session.prompt(tokens[: session.chunk].tolist(), "last")
+        session.prompt(tokens[: min(session.chunk, len(tokens) - 1)].tolist(), "last")
         session.rewind(0)
         session.decode(int(tokens[0]))
         session.rewind(0)
@@ -103,54 +208,39 @@ def _fill(session: "SessionLike", tokens: "np.ndarray", depth: int) -> None:
         session.prompt(tokens[:depth].tolist(), "none")
 
 
-def _prompt_test(session: "SessionLike", tokens: "np.ndarray", depth: int, n_prompt: int, count: int) -> dict[str, Any]:
-    samples = []
-    prompt = tokens[depth : depth + n_prompt].tolist()
-    test_time = _now()
-    for _ in range(count):
-        session.rewind(depth)
-        started = perf_counter_ns()
-        session.prompt(prompt, "last")
-        samples.append(perf_counter_ns() - started)
-    return _record(test_time, n_prompt, 0, depth, samples) | {"cache_bytes": session.cache_bytes}
+def _counts(model: "Model", session: Any) -> dict[str, Any]:
+    """What does not vary from run to run: cache bytes, launches, and what the device has allocated at this moment."""
+    heaps = model.device.companion.heaps()
+    return {
+        "cache_bytes": session.cache_bytes,
+        "launches": session.launch_counts(),
+        "device_bytes": sum(heap.live for heap in heaps),
+        "device_allocations": sum(heap.allocations for heap in heaps),
+    }
 
 
-def _decode_test(session: "SessionLike", tokens: "np.ndarray", depth: int, n_gen: int, count: int) -> dict[str, Any]:
-    samples, token_times = [], []
-    test_time = _now()
-    for _ in range(count):
-        session.rewind(depth)
-        token = int(tokens[depth])
-        times = []
-        for _ in range(n_gen):
-            started = perf_counter()
-            token = session.decode(token)
-            times.append(perf_counter() - started)
-        samples.append(round(1e9 * sum(times)))
-        token_times.append([round(1e9 * seconds) for seconds in times])
-    record = _record(test_time, 0, n_gen, depth, samples)
-    return record | {"samples_token_ns": token_times, "cache_bytes": session.cache_bytes}
-
-
-def _record(test_time: str, n_prompt: int, n_gen: int, depth: int, samples_ns: list[int]) -> dict[str, Any]:
+def _record(test: Test) -> dict[str, Any]:
     from harness.stats import deviation, mean
 
-    tokens = n_prompt + n_gen
-    rates = [1e9 * tokens / sample for sample in samples_ns]
-    name = f"pp{n_prompt}" if n_prompt else f"tg{n_gen}"
-    return {
-        "test": name + (f" @ d{depth}" if depth else ""),
-        "n_prompt": n_prompt,
-        "n_gen": n_gen,
-        "n_depth": depth,
-        "test_time": test_time,
-        "avg_ns": round(mean(samples_ns)),
-        "stddev_ns": round(deviation(samples_ns)),
+    tokens = test.n_prompt + test.n_gen
+    rates = [1e9 * tokens / sample for sample in test.samples]
+    parts = [f"pp{test.n_prompt}"] * bool(test.n_prompt) + [f"tg{test.n_gen}"] * bool(test.n_gen)
+    record = {
+        "test": "+".join(parts) + (f" @ d{test.depth}" if test.depth else ""),
+        "n_prompt": test.n_prompt,
+        "n_gen": test.n_gen,
+        "n_depth": test.depth,
+        "test_time": test.started,
+        "avg_ns": round(mean(test.samples)),
+        "stddev_ns": round(deviation(test.samples)),
         "avg_ts": mean(rates),
         "stddev_ts": deviation(rates),
-        "samples_ns": samples_ns,
+        "samples_ns": test.samples,
         "samples_ts": rates,
+        "warmup_ns": test.warm_up,
+        "longest_submission_ns": round(1e9 * test.longest_submission),
     }
+    return record | ({"samples_token_ns": test.token_times} if test.n_gen else {})
 
 
 def about(model: "Model", gguf: "GGUFFile", config: "ModelConfig", path: "Path") -> dict[str, Any]:
@@ -185,33 +275,23 @@ def about(model: "Model", gguf: "GGUFFile", config: "ModelConfig", path: "Path")
         "driver": f"{info.driver} {info.driver_version}",
         "latentvk": software["latentvk"],
         "load_average": host["load_average"],
+        "host": host,
+        "software": software,
     }
 
 
-def show(rows: list[dict[str, Any]]) -> None:
-    """llama-bench's table with the bandwidth that decoding reached: bytes a token must read, times tokens a second."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    from harness.units import significant
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for heading in ("model", "path", "test", "tok/s", "GB/s"):
-        table.add_column(heading, justify="left" if heading in ("model", "path", "test") else "right")
-    for row in rows:
-        rate = "n/a"
-        if row["n_gen"]:
-            rows_read = row["n_depth"] + (row["n_gen"] + 1) / 2
-            per_token = row["weight_bytes_per_token"] + rows_read * row["cache_bytes_per_token"]
-            rate = significant(per_token * row["avg_ts"] / 1e9)
-        speed = f"{row['avg_ts']:.2f} ± {row['stddev_ts']:.2f}"
-        table.add_row(row["model_type"], row["path"], row["test"], speed, rate)
-    Console(highlight=False).print(table)
-    print(f"on {rows[0]['gpu_info']} ({rows[0]['driver']})")
-
-
-def _now() -> str:
+def record_facts(model: "Model", gguf: "GGUFFile", args: argparse.Namespace) -> dict[str, Any]:
+    """What `compare`'s records say of themselves, under the same names."""
     from harness import metadata
 
-    return metadata.now()
+    chosen = ("n_prompt", "n_gen", "pg", "n_depth", "repetitions", "path", "cache", "chunk")
+    settings = {name: getattr(args, name) for name in chosen}
+    settings |= {f"override {key}": value for found in args.override_kv for key, value in found.items()}
+    return {
+        "schema": SCHEMA,
+        "schema_version": SCHEMA_VERSION,
+        "command": "latentvk " + " ".join(sys.argv[1:]),
+        "device": model.device.info.as_dict(),
+        "model": metadata.model_file(*gguf.paths),
+        "settings": settings,
+    }

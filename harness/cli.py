@@ -19,7 +19,10 @@ from typing import NoReturn, Protocol, cast
 from harness import options
 from vkbackend.errors import InputError, LatentvkError, printable
 
-COMMANDS = ("devices", "inspect", "synth", "tokenize", "generate", "logits", "compare", "bench", "diagnose", "shaders")
+COMMANDS = (
+    *("devices", "inspect", "synth", "tokenize", "generate", "logits"),
+    *("compare", "bench", "diagnose", "regress", "shaders"),
+)
 # Commands of two words; the first word's module only says what they are for.
 GROUPS = {"shaders": ("check", "stats", "bench", "watch")}
 INTERRUPTED = 130

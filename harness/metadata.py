@@ -11,6 +11,8 @@ from typing import Any
 
 import psutil
 
+from vkbackend.errors import DeviceError
+
 _PACKAGES = ("latentvk", "kp", "numpy", "gguf")
 _HASHED_WHOLE = 2 * 2**30  # bytes; hashing a larger file would take longer than the figures it labels
 _HASHED_ENDS = 2**24
@@ -33,14 +35,24 @@ def host() -> dict[str, Any]:
 
 
 def software() -> dict[str, Any]:
-    """Versions of what makes the figures, and the git commit when this package runs from a checkout."""
+    """Versions of what makes the figures, the shader compiler's first line, and the git commit when this package runs
+    from a checkout."""
     versions: dict[str, Any] = {"python": platform.python_version()}
     for name in _PACKAGES:
         try:
             versions[name] = version(name)
         except PackageNotFoundError:
             versions[name] = None
-    return versions | {"commit": commit()}
+    return versions | {"glslang": _glslang(), "commit": commit()}
+
+
+def _glslang() -> str | None:
+    from vkbackend.shader import compiler
+
+    try:
+        return compiler()[1].splitlines()[0]
+    except (DeviceError, IndexError):
+        return None
 
 
 def commit() -> str | None:

@@ -248,9 +248,9 @@ def markdown(record: Record, json_name: str) -> str:
     for table in record.tables:
         quality = (_QUALITY,) if table.kind == "measured" else ()
         parts.append(f"## {heading(table)}")
-        parts.append(_markdown_grid(comparison(table, (_MEMORY, _SPEED, *quality))))
+        parts.append(markdown_grid(comparison(table, (_MEMORY, _SPEED, *quality))))
         parts.append(LINES_TITLE)
-        parts.append(_markdown_grid(lines(table)))
+        parts.append(markdown_grid(lines(table)))
         parts.append("\n".join(f"- {note}" for note in notes(table)))
     return "\n\n".join(parts) + "\n"
 
@@ -271,10 +271,11 @@ def _provenance(record: Record, json_name: str) -> str:
         "all samples": json_name,
     }
     rows = tuple((key, str(value)) for key, value in facts.items() if value)
-    return _markdown_grid(Grid(("what", "value"), rows))
+    return markdown_grid(Grid(("what", "value"), rows))
 
 
-def _markdown_grid(grid: Grid) -> str:
+def markdown_grid(grid: Grid) -> str:
+    """The grid as a Markdown table, headings on one line."""
     rule = [":--" if index < grid.labels else "--:" for index in range(len(grid.columns))]
     rows = [tuple(column.replace("\n", " ") for column in grid.columns), rule, *grid.rows]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)

@@ -283,6 +283,11 @@ class Session:
         programs = {"decode": forward.decode, "chunk": forward.chunk, "head_all": forward.head_all()[0]}
         return {name: program.launches for name, program in programs.items()}
 
+    def launch_counts(self) -> dict[str, int]:
+        """How many launches a decoded token and a prompt chunk take, and the last token's logits after a prompt."""
+        forward = self._forward
+        return {program.name: len(program.launches) for program in (forward.decode, forward.chunk, forward.head_last)}
+
     def close(self) -> None:
         """Give cache and scratch memory back."""
         self._forward.free()

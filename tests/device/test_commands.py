@@ -1,5 +1,6 @@
 """Every command that runs a model, end to end on the embedded one: what it prints, writes and returns."""
 
+import csv
 import io
 import json
 import sys
@@ -11,11 +12,12 @@ import pytest
 
 from harness.cli import main
 from harness.options import embedded_model_path
+from harness.regress_run import ROOT, take_turns
 from model.config import ModelConfig
 from model.gguf_file import GGUFFile
 from model.layout import PATHS, cache_bytes_per_token
 from model.tokenizer import Tokenizer
-from vkbackend.errors import DeviceError
+from vkbackend.errors import DeviceError, InputError
 from vkbackend.physical import list_devices
 
 try:
@@ -192,7 +194,59 @@ def test_bench_has_llama_benchs_fields(capsys: Captured) -> None:
         assert row["avg_ts"] == pytest.approx(sum(row["samples_ts"]) / 2)
         assert row["path"] == "mha"
         assert 0 < row["longest_submission_ns"] < 1e9
+        assert (row["schema"], row["schema_version"]) == ("latentvk.bench", 1)
+        assert row["launches"]["decode"] > 10 and row["device_bytes"] > row["cache_bytes"] > 0
+        assert row["device"]["name"] == row["gpu_info"] and row["model"]["file"] == row["model_filename"]
+        assert row["state"]["others_busy"] >= 0 and len(row["state"]["before"]["load_average"]) == 3
     assert [len(repeat) for repeat in rows[1]["samples_token_ns"]] == [3, 3]
+
+
+def test_bench_prints_llama_benchs_formats(capsys: Captured) -> None:
+    run = ["bench", "-p", "0", "-n", "2", "-pg", "8,2", "-r", "2", "-ctk", "f32", "-ctv", "f32", "-o"]
+    assert main([*run, "jsonl"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(row["test"], row["type_k"]) for row in rows] == [("tg2", "f32"), ("pp8+tg2", "f32")]
+    assert main([*run, "csv"]) == 0
+    found = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert [row["n_prompt"] for row in found] == ["0", "8"]
+    assert all(float(row["avg_ts"]) > 0 and row["model_filename"] == "latentvk-tiny.gguf" for row in found)
+    assert main([*run, "md"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "| model | size | params | backend | path | test | t/s |"
+    assert lines[2].startswith("| deepseek2 6.01M Q4_K_M | 4.27 MiB | 6.01 M | latentvk Vulkan | mla | tg2 | ")
+
+
+def test_what_does_not_vary_is_the_same_in_every_run(capsys: Captured) -> None:
+    found = []
+    for count in ("2", "3"):
+        assert main(["bench", "-p", "16", "-n", "3", "-d", "0,40", "-r", count, "--json", "-"]) == 0
+        found.append([
+            {name: row[name] for name in ("cache_bytes", "launches", "device_bytes", "device_allocations")}
+            for row in json.loads(capsys.readouterr().out)
+        ])  # fmt: skip
+    assert found[0] == found[1]
+
+
+def test_two_processes_take_turns() -> None:
+    one, two = take_turns((ROOT, ROOT), ["bench", "-p", "16", "-n", "2"], 3, ("one", "two"))
+    assert [len(metric.seconds) for side in (one, two) for metric in side.timed.values()] == [3] * 4
+    assert one.exact == two.exact and one.model == two.model
+    with pytest.raises(InputError) as raised:
+        take_turns((ROOT, ROOT), ["bench", "-p", "0", "-n", "0"], 3, ("one", "two"))
+    assert str(raised.value).startswith("one: -p 0 and -n 0 leave nothing to run")
+
+
+def test_a_record_is_measured_again_and_judged_by_its_exact_figures(capsys: Captured) -> None:
+    run = ["bench", "-p", "16", "-n", "2", "-r", "2", "--json", "base.json"]
+    assert main(run) == 0
+    capsys.readouterr()
+    assert main(["regress", "base.json", "--run", "--exact-only"]) == 0
+    assert "no regression: 12 equal" in capsys.readouterr().out
+    rows = json.loads(Path("base.json").read_text())
+    rows[0]["launches"]["decode"] -= 1
+    Path("base.json").write_text(json.dumps(rows))
+    assert main(["regress", "base.json", "--run", "--exact-only"]) == 1
+    assert "launches of decode at" in capsys.readouterr().out
 
 
 def test_bench_startup_reports_stages_and_memory(capsys: Captured) -> None:

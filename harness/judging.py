@@ -1,0 +1,240 @@
+"""The verdicts of `regress`: each metric of two sides faster, slower, no different, or not to be judged, and why.
+
+A timed metric is slower or faster only where all of this holds: the rank test, corrected over all metrics (Holm), finds
+it below ``level``; the bootstrap's interval of the ratio excludes 1; the difference is at least ``effect``; and it is
+larger than the noise, that is what equal code was found to differ by: in an A/A run, between the runs of one side, or
+among the repeats where a side is a single run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import hypot, log, sqrt
+from statistics import median
+
+from harness.metrics import Side, Timed
+from harness.significance import (
+    holm,
+    least_p,
+    median_ratio,
+    rank_sum_test,
+    ratio_interval,
+    ratio_of_medians,
+    signed_rank_test,
+)
+from harness.stats import deviation
+
+LEVEL = 0.05  # false alarms in all metrics of a comparison together
+EFFECT = 0.02  # below it a difference is not worth a word
+NOISE = 0.05  # the least slowdown that must be found: a machine noisier than this cannot find it
+BUSY = 0.25  # processors that other programs may keep busy meanwhile
+# A single run says nothing of how far runs of one code lie apart. On a machine that drifts its median may lie anywhere
+# among its repeats: so their scatter stands in, this many standard deviations of both sides' together.
+_SCATTER = 3.0
+_RUNS = 6  # from so many runs a side on the run is the unit, as repeats within a run are not independent
+_SEED = 1
+
+SLOWER, FASTER, SAME = "slower", "faster", "no difference"
+NOISY, FEW = "too noisy", "too few repeats"
+MORE, LESS, EQUAL, GONE, MISSING, ADDED = "more", "less", "equal", "gone", "not in NEW", "not in BASE"
+REGRESSIONS = (SLOWER, MORE, GONE)
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What counts as a difference; all but ``busy`` (processors) are shares."""
+
+    level: float = LEVEL
+    effect: float = EFFECT
+    noise: float = NOISE
+    busy: float = BUSY
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One metric's verdict. ``base`` and ``new``: median seconds of a timed metric, the figure of an exact one.
+
+    ``ratio`` is new over base (above 1: slower, or more), ``low`` and ``high`` its 95% interval, ``noise`` the share by
+    which equal code differed, ``p`` corrected over all metrics. None where there is no such figure.
+    """
+
+    name: str
+    verdict: str
+    base: float | None
+    new: float | None
+    timed: bool
+    rate: bool = False
+    unit: str = ""
+    ratio: float | None = None
+    low: float | None = None
+    high: float | None = None
+    p: float | None = None
+    noise: float | None = None
+    why: str = ""
+
+    @property
+    def regression(self) -> bool:
+        return self.verdict in REGRESSIONS
+
+
+@dataclass(frozen=True)
+class _Test:
+    """A timed metric before the correction over all of them."""
+
+    name: str
+    rate: bool
+    base: tuple[float, ...]
+    new: tuple[float, ...]
+    paired: bool
+    noise: float
+    p: float
+
+
+def judge(
+    base: Side,
+    new: Side,
+    rules: Rules,
+    paired: bool = False,
+    noise: dict[str, float] | None = None,
+    timed: bool = True,
+) -> list[Finding]:
+    """All metrics of both sides, timed ones first.
+
+    Args:
+        paired: run i of the one side was measured beside run i of the other.
+        noise: by metric, what an A/A run of its own found (``noise_of``).
+        timed: whether times are judged at all.
+    """
+    return (_judge_times(base, new, rules, paired, noise or {}) if timed else []) + _exact(base, new)
+
+
+def _judge_times(base: Side, new: Side, rules: Rules, paired: bool, noise: dict[str, float]) -> list[Finding]:
+    tests = [
+        _tested(name, base.timed[name], new.timed[name], paired, noise.get(name, 0.0))
+        for name in base.timed
+        if name in new.timed
+    ]
+    family = _family(tests, rules.level)
+    corrected = dict(zip(family, holm([test.p for test in family]), strict=True))
+    busy = any(side.busy is not None and side.busy > rules.busy for side in (base, new))
+    return [_timed(test, corrected.get(test), len(tests), rules, busy) for test in tests]
+
+
+def refusal(sides: Sequence[Side], findings: Sequence[Finding], rules: Rules) -> str:
+    """Why no time was judged, empty where one was: other programs kept the machine busy, or every metric is noisy."""
+    for side in sides:
+        if side.busy is not None and side.busy > rules.busy:
+            return (
+                f"{side.label}: other programs kept {side.busy:.2f} processors busy while it was measured, expected at "
+                f"most {rules.busy:g}; measure again on a quiet machine, or allow more with --busy"
+            )
+    judged = [finding for finding in findings if finding.timed and finding.verdict not in (FEW, GONE, MISSING, ADDED)]
+    if judged and all(finding.verdict == NOISY for finding in judged):
+        return (
+            f"the machine is too noisy to judge times: {judged[0].name} {judged[0].why}, expected at most "
+            f"{rules.noise:.0%}; close other programs, measure more repeats, or take turns with --run"
+        )
+    return ""
+
+
+def noise_of(one: Side, other: Side) -> dict[str, float]:
+    """By metric, the share by which two sides of the same code differ: an A/A run."""
+    found = {}
+    for name in one.timed.keys() & other.timed.keys():
+        a, b = one.timed[name].seconds, other.timed[name].seconds
+        ratio = median_ratio(a, b) if len(a) == len(b) else ratio_of_medians(a, b)
+        found[name] = max(ratio, 1 / ratio) - 1
+    return found
+
+
+def _tested(name: str, base: Timed, new: Timed, paired: bool, noise: float) -> _Test:
+    if paired:
+        a, b = base.seconds, new.seconds
+        return _Test(
+            name, base.rate, a, b, True, noise, signed_rank_test([log(y / x) for x, y in zip(a, b, strict=True)])
+        )
+    if min(len(base.runs), len(new.runs)) >= _RUNS:
+        a, b = (tuple(median(run) for run in side.runs) for side in (base, new))
+    else:
+        a, b = base.seconds, new.seconds
+        noise = max(noise, _unseen(base, new))
+    return _Test(name, base.rate, a, b, False, noise, rank_sum_test(a, b))
+
+
+def _unseen(base: Timed, new: Timed) -> float:
+    """What two sides of fewer runs than ``_RUNS`` may differ by though their code is equal."""
+    medians = [[median(run) for run in side.runs] for side in (base, new)]
+    between = max(max(found) / min(found) - 1 for found in medians)
+    if min(len(base.runs), len(new.runs)) > 1:
+        return between
+    return max(between, _SCATTER * hypot(*(deviation([log(x) for x in side.seconds]) for side in (base, new))))
+
+
+def _family(tests: Sequence[_Test], level: float) -> list[_Test]:
+    """The tests whose repeats can tell anything once corrected: chosen by their number alone, not by their values."""
+    family = list(tests)
+    while family and (largest := max(map(_least_p, family))) * len(family) > level:
+        family = [test for test in family if _least_p(test) < largest]
+    return family
+
+
+def _least_p(test: _Test) -> float:
+    return least_p(len(test.base), len(test.new), test.paired)
+
+
+def _timed(test: _Test, p: float | None, count: int, rules: Rules, busy: bool) -> Finding:
+    """A test's verdict; ``p`` is corrected, None where the repeats are too few of ``count`` tests."""
+    ratio = median_ratio(test.base, test.new) if test.paired else ratio_of_medians(test.base, test.new)
+    facts = Finding(test.name, FEW, median(test.base), median(test.new), True, test.rate, "s", ratio)
+    if busy:
+        return replace(facts, verdict=NOISY, why="was measured beside other programs")
+    if p is None:
+        few, needed = min(len(test.base), len(test.new)), _needed(count, test.paired, rules)
+        return replace(facts, why=f"has {few}, {needed} tell apart {count} metrics")
+    low, high = ratio_interval(test.base, test.new, test.paired, _SEED)
+    facts = replace(facts, low=low, high=high, p=p, noise=test.noise)
+    change = max(ratio, 1 / ratio) - 1
+    if p <= rules.level and not low <= 1 <= high and change >= max(rules.effect, test.noise):
+        return replace(facts, verdict=SLOWER if ratio > 1 else FASTER)
+    half = sqrt(high / low) - 1
+    if max(half, test.noise) <= rules.noise:
+        return replace(facts, verdict=SAME)
+    if half > test.noise:
+        return replace(facts, verdict=NOISY, why=f"is known within {half:.1%}")
+    return replace(facts, verdict=NOISY, why=f"differs by {test.noise:.1%} where the code is equal")
+
+
+def _needed(count: int, paired: bool, rules: Rules) -> int:
+    return next(n for n in range(2, 100) if least_p(n, n, paired) * count <= rules.level)
+
+
+def _exact(base: Side, new: Side) -> list[Finding]:
+    found = []
+    for name in dict.fromkeys((*base.exact, *new.exact)):
+        one, other = base.exact.get(name), new.exact.get(name)
+        if one is None or other is None:
+            continue
+        verdict = EQUAL if one.value == other.value else MORE if other.value > one.value else LESS
+        ratio = other.value / one.value if one.value else None
+        found.append(Finding(name, verdict, one.value, other.value, False, unit=one.unit, ratio=ratio))
+    return found + _missing(base, new)
+
+
+def _missing(base: Side, new: Side) -> list[Finding]:
+    """Timed metrics that one side alone has; gone is a regression: the other side says that it could not run."""
+    found = []
+    for name, metric in base.timed.items():
+        if name not in new.timed:
+            why = next((why for row, why in new.not_run.items() if name.endswith(f" {row}")), "")
+            found.append(
+                Finding(name, GONE if why else MISSING, median(metric.seconds), None, True, metric.rate, why=why)
+            )
+    for name, metric in new.timed.items():
+        if name not in base.timed:
+            found.append(Finding(name, ADDED, None, median(metric.seconds), True, metric.rate))
+    return found
+
+
+def regressions(findings: Sequence[Finding]) -> list[Finding]:
+    return [finding for finding in findings if finding.regression]
