@@ -7,6 +7,8 @@ from types import ModuleType
 import numpy as np
 import pytest
 
+from harness.significance import rank_sum_test
+
 TOOL = Path(__file__).parents[2] / "tools" / "measure_regress.py"
 COMPARISONS = 200
 
@@ -36,7 +38,7 @@ def test_turns_without_their_pairing_would_not(tool: ModuleType) -> None:
     alarms = 0
     for _ in range(50):
         base, new = draw(rng)
-        tests = [tool.rank_sum_test(base.timed[n].seconds, new.timed[n].seconds) * len(runs) for n in runs]
+        tests = [rank_sum_test(base.timed[n].seconds, new.timed[n].seconds) * len(runs) for n in runs]
         alarms += min(tests) <= 0.05
     assert alarms / 50 > 0.2
 
