@@ -36,18 +36,13 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     target = Path(os.path.realpath(path))
     descriptor, temporary = _temporary(path, target)
     try:
-        # mkstemp makes the file private; a result file gets what the user's umask gives any other file.
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
+        temporary.chmod(_usual_mode())
         with os.fdopen(descriptor, "wb") as stream:
             yield stream
         temporary.replace(target)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise InputError(
-            f"{path}: writing failed ({error.strerror or error}); free some space or choose another place"
-        ) from None
+        raise _failed(path, error) from None
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -57,6 +52,36 @@ def write_text(path: Path, text: str) -> None:
     """Write `text` as UTF-8 to `path`, whole or not at all. Raises InputError when it cannot be written."""
     with replacing(path) as stream:
         stream.write(text.encode())
+
+
+def write_new(path: Path, text: str) -> None:
+    """As ``write_text``, but never over a file: InputError where one is, even if it came to be meanwhile."""
+    _refuse_special(path)
+    descriptor, temporary = _temporary(path, path)
+    try:
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.write(text.encode())
+        temporary.chmod(_usual_mode())
+        os.link(temporary, path)  # unlike a rename, it fails where something is
+    except FileExistsError:
+        raise InputError(
+            f"{path}: exists, expected a new name as records are not written over; choose another"
+        ) from None
+    except OSError as error:
+        raise _failed(path, error) from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _usual_mode() -> int:
+    """What the user's umask gives a new file; mkstemp makes a private one."""
+    umask = os.umask(0)
+    os.umask(umask)
+    return 0o666 & ~umask
+
+
+def _failed(path: Path, error: OSError) -> InputError:
+    return InputError(f"{path}: writing failed ({error.strerror or error}); free some space or choose another place")
 
 
 def _refuse_special(path: Path) -> None:

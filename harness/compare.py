@@ -66,7 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-n", "--decode", type=options.positive_int, default=12, metavar="N", help="tokens a repeat (default 12)"
     )
     parser.add_argument(
-        "-r", "--repeats", type=options.positive_int, default=5, metavar="N", help="repeats (default 5)"
+        "-r", "--repeats", type=options.positive_int, default=10, metavar="N", help="repeats (default 10)"
     )
     parser.add_argument(
         "--questions", type=options.positive_int, default=32, metavar="N", help="recall questions (default 32)"
@@ -96,6 +96,7 @@ def run(args: argparse.Namespace) -> int:
     device_facts = None
     peak_samples: dict[str, list[float]] = {}
     model_facts: dict[str, object] = {}
+    state: dict[str, object] = {}
     longest = lost = None
     if job.model is not None:
         from harness.compare_run import measure_model
@@ -103,7 +104,7 @@ def run(args: argparse.Namespace) -> int:
         measured = measure_model(job, args)
         tables.append(measured.table)
         device_facts, peak_samples, model_facts = measured.device, measured.peak_samples, measured.model
-        longest, lost = measured.longest_submission_seconds, measured.lost
+        longest, state, lost = measured.longest_submission_seconds, measured.state, measured.lost
         if job.predict_model is not None:
             tables.append(_predict(measured.config, job.predict_model, job.contexts, job, args, measured.table))
     if job.predict_preset is not None:
@@ -125,6 +126,7 @@ def run(args: argparse.Namespace) -> int:
         settings=settings,
         tables=tuple(tables),
         peak_samples=peak_samples,
+        state=state,
         longest_submission_seconds=longest,
         incomplete="" if lost is None else str(lost),
     )
@@ -220,7 +222,7 @@ def finish(record: "Record", args: argparse.Namespace, folder: Path | None) -> N
         raise InputError(
             f"{folder}: cannot be made ({error.strerror}), expected a place for the reports; choose another with -o"
         ) from None
-    stem = report_stem(record)
+    stem = _free(folder, report_stem(record))
     json_path, markdown_path = folder / f"{stem}.json", folder / f"{stem}.md"
     write_record(record, json_path)
     write_text(markdown_path, report.markdown(record, json_path.name))
@@ -234,6 +236,12 @@ def report_stem(record: "Record") -> str:
     device = str(record.device["name"]).split("(")[0] if record.device else record.tables[0].device
     date = record.date[:19].replace("-", "").replace(":", "").replace("T", "-")
     return f"compare-{_slug(model)}-{_slug(device)}-{date}"
+
+
+def _free(folder: Path, stem: str) -> str:
+    """`stem`, numbered where the folder has a record of that name: records are never written over."""
+    names = (stem, *(f"{stem}-{i}" for i in range(2, 1000)))
+    return next((name for name in names if not (folder / f"{name}.json").exists()), stem)
 
 
 def _slug(text: str) -> str:

@@ -33,6 +33,7 @@ class Measured:
     model: dict[str, Any]
     peak_samples: dict[str, list[float]]
     longest_submission_seconds: float  # while the rows were measured
+    state: dict[str, Any]  # of the machine, before, after and meanwhile
     lost: DeviceLostError | None  # what ended the measuring early
 
 
@@ -52,6 +53,7 @@ def measure_model(job: "Job", args: argparse.Namespace) -> Measured:
     Raises InputError or DeviceError for a file or device that cannot run it at all.
     """
     from harness import metadata
+    from harness.machine import Watch
     from harness.running import load_model, open_file, open_session, warn_beyond_training
     from vkbackend.device import open_device
 
@@ -63,6 +65,7 @@ def measure_model(job: "Job", args: argparse.Namespace) -> Measured:
 
     budget = available_bytes(device) if args.memory is None else args.memory  # weights and cache, as none is there
     model = load_model(gguf, config, device)
+    watch = Watch(device.info.pci_address)
     peaks_before = measure_peaks(device)
     weights = Weights(model.weight_bytes, model.active_weight_bytes, "the file's own tensors")
     bench = Bench(config, weights, budget, Plan(args.decode, args.repeats))
@@ -77,7 +80,8 @@ def measure_model(job: "Job", args: argparse.Namespace) -> Measured:
     rows = [with_bounds(bench, row, of_name[row.path], peaks) for row in measured]
     lines = tuple(line_of(config, path, [row for row in rows if row.path == path.name], peaks) for path in job.paths)
     table = Table("measured", config.name, device.info.name, weights, peaks, tuple(rows), lines)
-    return Measured(table, config, device.info.as_dict(), metadata.model_file(*gguf.paths), peak_samples, longest, lost)
+    file = metadata.model_file(*gguf.paths)
+    return Measured(table, config, device.info.as_dict(), file, peak_samples, longest, watch.taken(), lost)
 
 
 def best_peaks(before: "DevicePeaks", after: "DevicePeaks | None") -> tuple[Peaks, dict[str, list[float]]]:

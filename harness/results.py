@@ -1,16 +1,18 @@
 """The results record of `compare`: its types, its schema version, its JSON. `results/README.md` explains each field.
 
-A record is a value: every sample and warm-up is kept, and measured and predicted rows live in different tables, each
-saying which it is. Bytes are bytes, times are seconds, rates are tokens a second.
+A record is a value: nothing in it can be changed once it is made, nor its file be written over. Every sample and
+warm-up is kept, and measured and predicted rows live in different tables, each saying which it is. Bytes are bytes,
+times are seconds, rates are tokens a second.
 """
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from harness.atomic import write_text
+from harness.atomic import write_new
+from harness.frozen import frozen
 from harness.roofline import Bound, Line, Peaks, Weights
 from harness.stats import Ratio, median, paired_ratio
 
@@ -121,7 +123,10 @@ class Table:
 
 @dataclass(frozen=True)
 class Record:
-    """One run of `compare`; `incomplete` says what ended it early, empty when nothing did."""
+    """One run of `compare`; `incomplete` says what ended it early, empty when nothing did.
+
+    Dictionaries and lists that it is given are kept as copies that refuse any change (TypeError).
+    """
 
     command: str
     date: str
@@ -132,8 +137,13 @@ class Record:
     settings: dict[str, Any]
     tables: tuple[Table, ...]
     peak_samples: dict[str, list[float]] = field(default_factory=dict)
+    state: dict[str, Any] = field(default_factory=dict)
     longest_submission_seconds: float | None = None
     incomplete: str = ""
+
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            object.__setattr__(self, each.name, frozen(getattr(self, each.name)))
 
 
 def ratios(row: Row, base: Row | None) -> dict[str, Ratio]:
@@ -185,8 +195,11 @@ def to_json(record: Record) -> dict[str, Any]:
 
 
 def write_record(record: Record, path: Path) -> None:
-    """Write the record's JSON to `path`, whole or not at all. Raises InputError when it cannot be written."""
-    write_text(path, json.dumps(to_json(record), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    """Write the record's JSON to `path`, whole or not at all.
+
+    Raises InputError where a file is already: records are never written over; or when it cannot be written.
+    """
+    write_new(path, json.dumps(to_json(record), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def governing(bounds: Sequence[tuple[int, Bound]]) -> str:

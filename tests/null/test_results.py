@@ -2,6 +2,7 @@
 
 import json
 import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -131,6 +132,39 @@ def test_every_field_of_the_record_is_explained_in_the_schema_document() -> None
     fields |= set(plain["tables"][0]["rows"][0]["score"])
     assert [name for name in sorted(fields) if f"`{name}`" not in text] == []
     assert f"version {results.SCHEMA_VERSION}." in text
+
+
+def test_a_record_cannot_be_changed() -> None:
+    made = Record("c", "d", {"load_average": [1.0]}, {}, None, {}, {"contexts": [512]}, ())
+    assert made.settings == {"contexts": (512,)}
+    for change in (
+        lambda: made.settings.__setitem__("contexts", 1),
+        lambda: made.host.update(cpu="x"),
+        lambda: made.host.pop("load_average"),
+        lambda: made.host["load_average"].append(2.0),
+        lambda: setattr(made, "date", "x"),
+    ):
+        with pytest.raises((TypeError, AttributeError)):
+            change()
+    assert json.loads(json.dumps(to_json(made)))["host"] == {"load_average": [1.0]}
+
+
+def test_a_record_is_never_written_over(tmp_path: Path) -> None:
+    path = tmp_path / "r.json"
+    write_record(record(), path)
+    before = path.read_bytes()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~umask()
+    with pytest.raises(InputError) as error:
+        write_record(record(row("mla", 1)), path)
+    assert str(error.value) == f"{path}: exists, expected a new name as records are not written over; choose another"
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def umask() -> int:
+    found = os.umask(0)
+    os.umask(found)
+    return found
 
 
 def test_an_interrupted_write_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
