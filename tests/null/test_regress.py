@@ -214,7 +214,7 @@ def test_few_repeats_say_that_nothing_can_be_judged() -> None:
 def test_scatter_among_the_repeats_of_a_single_run_is_noise() -> None:
     base, new = side({"a": [near(1.0, 0.03)]}), side({"a": [near(1.1, 0.03, seed=2)]})
     found = judge(base, new, RULES)[0]
-    assert found.verdict == "too noisy" and found.noise is not None and 0.1 < found.noise < 0.23
+    assert found.verdict == "too noisy" and found.noise is not None and 0.1 < found.noise < 0.3
     assert refusal((base, new), [found], RULES) == (
         f"the machine is too noisy to judge times: a differs by {found.noise:.1%} where the code is equal, expected at "
         "most 5%; close other programs, measure more repeats, or take turns with --run"
