@@ -31,15 +31,21 @@ DEFAULT_CHIP = "780m"
 class Job:
     """What one command line asks for, checked: what to run (None: nothing) and what to predict."""
 
-    model: Path | None
+    models: list[Path]
     paths: "tuple[AttentionPath, ...]"
+    cache_types: list[str]  # f16 first, if it is one of them
     contexts: list[int]
     predict_model: str | None  # chip for the model's own prediction
     predict_preset: "tuple[ModelConfig, str] | None"  # a shape that is not run, and its chip
 
+    @property
+    def sweeps_caches(self) -> bool:
+        return len(self.cache_types) > 1
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_model(parser)
+    options.add_weights(parser)
     parser.add_argument(
         "--contexts", type=options.positive_ints, metavar="N,...", help=f"prompt lengths (default {DEFAULT_CONTEXTS})"
     )
@@ -74,7 +80,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seed", type=options.non_negative_int, default=1, metavar="N", help="draws the prompts (default 1)"
     )
-    options.add_cache(parser)
+    parser.add_argument(
+        "--cache",
+        type=options.names,
+        default=["f16"],
+        metavar="TYPE,...",
+        help="types of the cache's numbers: f16, f32 for checks; several are held against the first (default f16)",
+    )
     options.add_chunk(parser)
     options.add_memory(parser)
     parser.add_argument(
@@ -98,23 +110,24 @@ def run(args: argparse.Namespace) -> int:
     model_facts: dict[str, object] = {}
     state: dict[str, object] = {}
     longest = lost = None
-    if job.model is not None:
+    if job.models:
         from harness.compare_run import measure_model
 
         measured = measure_model(job, args)
-        tables.append(measured.table)
+        tables += measured.tables
         device_facts, peak_samples, model_facts = measured.device, measured.peak_samples, measured.model
         longest, state, lost = measured.longest_submission_seconds, measured.state, measured.lost
         if job.predict_model is not None:
-            tables.append(_predict(measured.config, job.predict_model, job.contexts, job, args, measured.table))
+            tables.append(_predict(measured.config, job.predict_model, job.contexts, job, args, measured.tables[0]))
     if job.predict_preset is not None:
         config, chip = job.predict_preset
-        contexts = job.contexts if args.contexts and job.model is None else options.positive_ints(PRESET_CONTEXTS)
+        contexts = job.contexts if args.contexts and not job.models else options.positive_ints(PRESET_CONTEXTS)
         tables.append(_predict(config, chip, contexts, job, args, None))
         model_facts = model_facts or {"name": config.name}
     settings: dict[str, object] = {"contexts": job.contexts, "paths": [path.name for path in job.paths]}
-    if job.model is not None:
-        settings |= {name: getattr(args, name) for name in ("decode", "repeats", "questions", "seed", "chunk", "cache")}
+    if job.models:
+        settings |= {name: getattr(args, name) for name in ("decode", "repeats", "questions", "seed", "chunk")}
+        settings["cache"] = ",".join(job.cache_types)
         settings |= {f"override {key}": value for found in args.override_kv for key, value in found.items()}
     record = Record(
         command="latentvk " + " ".join(sys.argv[1:]),
@@ -143,13 +156,20 @@ def plan_job(args: argparse.Namespace) -> Job:
     from model.layout import get_path
     from model.presets import get_preset
 
-    paths = tuple(get_path(name, args.cache) for name in args.paths)
+    cache_types = sorted(args.cache, key=lambda name: name != "f16")
+    typed = {kind: tuple(get_path(name, kind) for name in args.paths) for kind in cache_types}
+    paths = typed[cache_types[0]]
     chip = get_chip(args.predict).key if args.predict else None
-    plain = args.model is None and args.predict is None and args.preset is None
+    named = args.model is not None or bool(args.weights)
+    plain = not named and args.predict is None and args.preset is None
     preset = args.preset or (DEFAULT_PRESET if plain else None)
-    runs = args.model is not None or args.preset is None
+    runs = named or args.preset is None
     if args.override_kv and not runs:
         raise InputError(options.NO_KEYS_TO_OVERRIDE)
+    if len(cache_types) > 1 and not runs:
+        raise InputError(
+            f"--cache {','.join(args.cache)} is given with --preset, expected one type where nothing is run; choose one"
+        )
     contexts = args.contexts or options.positive_ints(DEFAULT_CONTEXTS if runs else PRESET_CONTEXTS)
     if runs and contexts[0] <= args.decode:
         raise InputError(
@@ -157,8 +177,9 @@ def plan_job(args: argparse.Namespace) -> Job:
             "choose longer contexts or a smaller --decode"
         )
     return Job(
-        model=options.model_path(args) if runs else None,
+        models=options.model_paths(args) if runs else [],
         paths=paths,
+        cache_types=cache_types,
         contexts=contexts,
         predict_model=chip if preset is None else None,
         predict_preset=None if preset is None else (get_preset(preset), chip or DEFAULT_CHIP),

@@ -1,9 +1,10 @@
-"""The measured half of `compare`: open the device, load the model once, run every path at every context that fits."""
+"""The measured half of `compare`: open the device, load the files, run every path at every context that fits."""
 
 import argparse
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,21 +14,23 @@ from harness.predict import line_of
 from harness.progress import progress_bar
 from harness.results import Row, Table
 from harness.roofline import Peaks, Weights, decode_bound, prompt_bound
+from harness.turns import RefusedError, open_or_refuse, side_by_side
 from model.config import ModelConfig
-from model.layout import Path, cache_bytes
-from vkbackend.errors import DeviceError, DeviceLostError, InputError
+from model.layout import Path, cache_bytes, get_path
+from vkbackend.errors import DeviceLostError, InputError
 
 if TYPE_CHECKING:
     from harness.compare import Job
+    from model.engine import Model
     from model.tokenizer import Tokenizer
     from vkbackend.peaks import Peaks as DevicePeaks
-
-OpenSession = Callable[[Path, int], SessionLike]
 
 
 @dataclass(frozen=True)
 class Measured:
-    table: Table
+    """``tables`` has one for each file and cache type, the first file's first."""
+
+    tables: tuple[Table, ...]
     config: ModelConfig
     device: dict[str, Any]
     model: dict[str, Any]
@@ -47,41 +50,147 @@ class Bench:
     plan: Plan
 
 
+@dataclass(frozen=True, eq=False)
+class Lane:
+    """One path of a table: how its sessions are opened, and the lane whose logits its own are held against."""
+
+    bench: Bench
+    path: Path
+    open: Callable[[int], SessionLike]
+    label: str = ""  # of the table, where there are several
+    reference: "Lane | None" = None
+
+    def planned(self, context: int) -> Row:
+        """The row before anything is run; over the budget it stays so."""
+        formula = cache_bytes(self.bench.config, self.path.layout, self.path.cache_type, context)
+        needed = self.bench.weights.total_bytes + formula
+        row = Row(self.path.name, context, formula, needed_bytes=needed)
+        return replace(row, not_run="does not fit") if needed > self.bench.budget else row
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One table in the making: a file over a cache type; ``group``: tables of one group were measured in turns."""
+
+    file: str
+    cache_type: str
+    group: int
+    lanes: tuple[Lane, ...]
+    rows: tuple[Row, ...] = ()
+
+
 def measure_model(job: "Job", args: argparse.Namespace) -> Measured:
-    """Run the job's model; a device lost between ends it early, with the rows that were finished.
+    """Run the job's files; a device lost between ends it early, with the rows that were finished.
 
     Raises InputError or DeviceError for a file or device that cannot run it at all.
     """
     from harness import metadata
     from harness.machine import Watch
-    from harness.running import load_model, open_file, open_session, warn_beyond_training
+    from harness.running import file_names, load_in_groups, open_files, warn_beyond_training
     from vkbackend.device import open_device
 
-    gguf, config = open_file(args)
+    opened = open_files(args, job.models)
+    gguf, config = opened[0]
     warn_beyond_training(config, job.contexts[-1])
     device = open_device(args.device, memory_fraction=args.memory_fraction)
     from model.budget import available_bytes
     from vkbackend.peaks import measure_peaks
 
     budget = available_bytes(device) if args.memory is None else args.memory  # weights and cache, as none is there
-    model = load_model(gguf, config, device)
-    watch = Watch(device.info.pci_address)
-    peaks_before = measure_peaks(device)
-    weights = Weights(model.weight_bytes, model.active_weight_bytes, "the file's own tensors")
-    bench = Bench(config, weights, budget, Plan(args.decode, args.repeats))
-    prompts = {c: make_prompt(model, config, c, args.seed, args.questions) for c in job.contexts}
-    device.pace.forget_longest()
-    measured, lost = measure_rows(
-        bench, job.paths, prompts, lambda path, n_ctx: open_session(model, path, n_ctx, args.chunk)
+    largest = max(cache_bytes(config, p.layout, kind, job.contexts[-1]) for p in job.paths for kind in job.cache_types)
+    names = iter(file_names(job.models))
+    watch: Watch | None = None
+    peaks_before: DevicePeaks | None = None
+    lost: DeviceLostError | None = None
+    longest = 0.0
+    parts: list[_Part] = []
+    for group, models in enumerate(load_in_groups(opened, device, largest)):
+        if lost is not None:
+            break
+        watch = watch or Watch(device.info.pci_address)
+        peaks_before = peaks_before or measure_peaks(device)
+        plan = Plan(args.decode, args.repeats)
+        prompts = {c: make_prompt(models[0], config, c, args.seed, args.questions) for c in job.contexts}
+        device.pace.forget_longest()
+        found, lost = measure_parts(_parts(job, models, names, group, budget, plan, args.chunk), prompts)
+        parts += found
+        longest = max(longest, device.pace.longest_s)
+    peaks, peak_samples = best_peaks(peaks_before or measure_peaks(device), None if lost else measure_peaks(device))
+    state = {} if watch is None else watch.taken()
+    tables = tuple(_table(part, device.info.name, peaks, several=len(parts) > 1) for part in parts)
+    facts = metadata.model_file(*gguf.paths)
+    if len(opened) > 1:
+        facts["others"] = [metadata.model_file(*other.paths) for other, _ in opened[1:]]
+    return Measured(tables, config, device.info.as_dict(), facts, peak_samples, longest, state, lost)
+
+
+def _parts(
+    job: "Job",
+    models: "Sequence[Model]",
+    names: Iterator[str],
+    group: int,
+    budget: int,
+    plan: Plan,
+    chunk: int | None,
+) -> list[_Part]:
+    """The tables of these models: for each a part for each cache type.
+
+    Logits are held against those of the first cache type of the same file, and the first type's against those of the
+    first of the files.
+    """
+    from harness.running import open_session
+
+    parts: list[_Part] = []
+    for model in models:
+        weights = Weights(model.weight_bytes, model.active_weight_bytes, "the file's own tensors")
+        bench, name = Bench(model.config, weights, budget, plan), next(names)
+        of_file: list[_Part] = []
+        for cache_type in job.cache_types:
+            label = ", ".join(
+                [*([name] if len(job.models) > 1 else []), *([f"cache {cache_type}"] if job.sweeps_caches else [])]
+            )
+            base = of_file[0] if of_file else parts[0] if parts else None
+            lanes = []
+            for index, path in enumerate(job.paths):
+                typed = get_path(path.name, cache_type)
+                opening = partial(open_session, model, typed, chunk=chunk)
+                lanes.append(Lane(bench, typed, opening, label, None if base is None else base.lanes[index]))
+            of_file.append(_Part(name, cache_type, group, tuple(lanes)))
+        parts += of_file
+    return parts
+
+
+def measure_parts(parts: Sequence[_Part], prompts: dict[int, Prompt]) -> tuple[list[_Part], DeviceLostError | None]:
+    """The parts with their rows, those of all lanes measured in turns."""
+    lanes = [lane for part in parts for lane in part.lanes]
+    rows, lost = measure_rows(lanes, prompts)
+    found = []
+    for part in parts:
+        its = [index for index, lane in enumerate(lanes) if lane in part.lanes]
+        found.append(replace(part, rows=tuple(row for i, row in enumerate(rows) if i % len(lanes) in its)))
+    return found, lost
+
+
+def _table(part: _Part, device: str, peaks: Peaks, several: bool) -> Table:
+    bench = part.lanes[0].bench
+    of_name = {lane.path.name: lane.path for lane in part.lanes}
+    rows = tuple(with_bounds(bench, row, of_name[row.path], peaks) for row in part.rows)
+    lines = tuple(
+        line_of(bench.config, path, [row for row in rows if row.path == path.name], peaks) for path in of_name.values()
     )
-    longest = device.pace.longest_s
-    peaks, peak_samples = best_peaks(peaks_before, None if lost else measure_peaks(device))
-    of_name = {path.name: path for path in job.paths}
-    rows = [with_bounds(bench, row, of_name[row.path], peaks) for row in measured]
-    lines = tuple(line_of(config, path, [row for row in rows if row.path == path.name], peaks) for path in job.paths)
-    table = Table("measured", config.name, device.info.name, weights, peaks, tuple(rows), lines)
-    file = metadata.model_file(*gguf.paths)
-    return Measured(table, config, device.info.as_dict(), file, peak_samples, longest, watch.taken(), lost)
+    return Table(
+        "measured",
+        bench.config.name,
+        device,
+        bench.weights,
+        peaks,
+        rows,
+        lines,
+        file=part.file,
+        cache_type=part.cache_type,
+        label=part.lanes[0].label if several else "",
+        group=part.group,
+    )
 
 
 def best_peaks(before: "DevicePeaks", after: "DevicePeaks | None") -> tuple[Peaks, dict[str, list[float]]]:
@@ -132,92 +241,69 @@ class _PlainTokenizer:
         return self._tokenizer.encode(text, add_bos=False)
 
 
-def measure_rows(
-    bench: Bench, paths: Sequence[Path], prompts: dict[int, Prompt], open_session: OpenSession
-) -> tuple[list[Row], DeviceLostError | None]:
-    """One row for each context and path, in that order, and how the device was lost, if it was.
+def measure_rows(lanes: Sequence[Lane], prompts: dict[int, Prompt]) -> tuple[list[Row], DeviceLostError | None]:
+    """One row for each context and lane, in that order, and how the device was lost, if it was.
 
     Rows from the lost context on are not measured; those of the contexts before it are kept.
     """
-    total = sum(prompts) * len(paths) + len(prompts) * len(paths) * bench.plan.repeats * bench.plan.n_decode
+    total = sum(context + lane.bench.plan.repeats * lane.bench.plan.n_decode for context in prompts for lane in lanes)
     rows: list[Row] = []
     lost = None
     with progress_bar(total) as advance:
         for context, prompt in prompts.items():
             if lost is None:
                 try:
-                    rows += measure_context(bench, paths, prompt, open_session, advance)
+                    rows += measure_context(lanes, prompt, advance)
                     continue
                 except DeviceLostError as error:
                     lost = error
-            planned = [_planned(bench, path, context) for path in paths]
+            planned = [lane.planned(context) for lane in lanes]
             rows += [replace(row, not_run=row.not_run or "device lost") for row in planned]
     return rows, lost
 
 
-def measure_context(
-    bench: Bench, paths: Sequence[Path], prompt: Prompt, open_session: OpenSession, advance: Step
-) -> list[Row]:
-    """All paths at one context, taking turns where their caches fit side by side, else one after the other."""
-    caches = [cache_bytes(bench.config, path.layout, path.cache_type, len(prompt.tokens)) for path in paths]
-    if bench.weights.total_bytes + sum(caches) <= bench.budget:
-        # Refused side by side, for their scratch, one of them alone may still fit.
-        with suppress(_RefusedError):
-            return _measure_group(bench, paths, prompt, open_session, advance)
-    rows: list[Row] = []
-    for path in paths:
-        try:
-            rows += _measure_group(bench, [path], prompt, open_session, advance)
-        except _RefusedError as refused:
-            row = _planned(bench, path, len(prompt.tokens))
-            rows.append(replace(row, not_run=f"does not fit: {refused}"))
-    return rows
+def measure_context(lanes: Sequence[Lane], prompt: Prompt, advance: Step) -> list[Row]:
+    """All lanes at one context, taking turns where their caches fit side by side, else in parts."""
+    context = len(prompt.tokens)
+
+    def run(group: Sequence[Lane]) -> list[Row]:
+        return _measure_group(group, prompt, advance)
+
+    def refused(lane: Lane, error: RefusedError) -> Row:
+        return replace(lane.planned(context), not_run=f"does not fit: {error}")
+
+    return side_by_side(lanes, run, refused)
 
 
-class _RefusedError(DeviceError):
-    """A session that the device would not open, as opposed to one that failed while it ran."""
+def _measure_group(lanes: Sequence[Lane], prompt: Prompt, advance: Step) -> list[Row]:
+    """Rows of lanes whose sessions are open at the same time; a combination over the budget is not tried.
 
-
-def _planned(bench: Bench, path: Path, context: int) -> Row:
-    """A row before anything is run; over the budget it stays so."""
-    formula = cache_bytes(bench.config, path.layout, path.cache_type, context)
-    needed = bench.weights.total_bytes + formula
-    row = Row(path.name, context, formula, needed_bytes=needed)
-    return replace(row, not_run="does not fit") if needed > bench.budget else row
-
-
-def _measure_group(
-    bench: Bench, paths: Sequence[Path], prompt: Prompt, open_session: OpenSession, advance: Step
-) -> list[Row]:
-    """Rows of paths whose sessions are open at the same time; a combination over the budget is not tried.
-
-    Raises _RefusedError when the device does not open one of them.
+    Raises RefusedError when they do not fit together, or the device does not open one of them.
     """
     context = len(prompt.tokens)
-    rows: dict[str, Row] = {}
-    running: dict[str, Measurement] = {}
+    rows = [lane.planned(context) for lane in lanes]
+    running: dict[Lane, Measurement] = {}
+    benches = {id(lane.bench): lane.bench for lane in lanes}
+    caches = sum(row.cache_bytes_formula for row in rows if row.ran)
+    together = sum(bench.weights.total_bytes for bench in benches.values()) + caches
+    if len(lanes) > 1 and together > lanes[0].bench.budget:
+        raise RefusedError(f"{together} bytes of weights and caches together; expected {lanes[0].bench.budget} at most")
     with ExitStack() as stack:
-        for path in paths:
-            rows[path.name] = _planned(bench, path, context)
-            if rows[path.name].not_run:
+        for lane, row in zip(lanes, rows, strict=True):
+            if row.not_run:
                 continue
-            try:
-                session = open_session(path, context)
-            except DeviceLostError:
-                raise
-            except DeviceError as error:
-                raise _RefusedError(str(error)) from error
-            stack.callback(session.close)
-            step = _labelled(advance, f"{path.name} at {context:,}")
-            running[path.name] = Measurement(session, prompt, bench.plan, step)
-        take_turns(list(running.values()), bench.plan)
-        for path in paths:
-            if path.name in running:
-                rows[path.name] = _finished(rows[path.name], running[path.name])
-    return list(rows.values())
+            session = open_or_refuse(stack, partial(lane.open, context))
+            what = " ".join([*([lane.label] if lane.label else []), f"{lane.path.name} at {context:,}"])
+            reference = None if lane.reference is None else running.get(lane.reference)
+            running[lane] = Measurement(session, prompt, lane.bench.plan, _labelled(advance, what), reference)
+        take_turns(list(running.values()), lanes[0].bench.plan)
+        return [
+            _finished(row, lane, running[lane]) if lane in running else row
+            for lane, row in zip(lanes, rows, strict=True)
+        ]
 
 
-def _finished(row: Row, found: Measurement) -> Row:
+def _finished(row: Row, lane: Lane, found: Measurement) -> Row:
     return replace(
         row,
         cache_bytes=found.session.cache_bytes,
@@ -230,6 +316,8 @@ def _finished(row: Row, found: Measurement) -> Row:
         score=found.score,
         unscored=found.prompt.unscored,
         chunk=found.session.chunk,
+        divergence=found.divergence,
+        divergence_from=lane.reference.label if lane.reference and found.divergence is not None else "",
     )
 
 

@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = own.add_argument
     add("--contexts", type=options.positive_ints, metavar="N,...", help=f"default {DEFAULT_CONTEXTS}")
     add("--paths", type=options.names, metavar="P,...", help=f"default {DEFAULT_PATHS}")
-    add("--weights", nargs="+", default=[], metavar="GGUF", help="other quantisations of MODEL, measured beside it")
+    options.add_weights(own)
     add("-n", "--decode", type=options.positive_int, default=8, metavar="N", help="tokens a repeat (default 8)")
     add("-r", "--repeats", type=options.positive_int, default=12, metavar="N", help="repeats (default 12)")
     options.add_cache(own)

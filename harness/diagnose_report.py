@@ -11,13 +11,14 @@ from rich.text import Text
 
 from harness.inference import Interval
 from harness.own_lines import HELPS
+from harness.quants import effect_text
 from harness.stats import median
 from harness.units import bytes_text, decimal_bytes_text, rate_text, seconds_text, significant
 from harness.verdict import percent
 from model.layout import CacheLayout, cache_bytes_per_token
 
 if TYPE_CHECKING:
-    from harness.diagnose_run import Diagnosis, Effect, Line
+    from harness.diagnose_run import Diagnosis, Line
 
 _FAR = 4  # times the longest context: a crossing beyond it is not spoken of
 _BOUND = {"weights": "weight-bound", "launches": "launch-bound", "arithmetic": "bound by arithmetic"}
@@ -32,7 +33,7 @@ def show(found: Diagnosis) -> None:
         _show_list(console, [*reasons(line), *remedies(line)])
     if found.effects:
         console.print(Text("Quantisations", style="bold"))
-        _show_list(console, [effect_text(effect) for effect in found.effects])
+        _show_list(console, [effect_text(e.path, e.context, e.larger, e.smaller, e.effect) for e in found.effects])
     console.print(_decode_table(found), "")
     console.print(_line_table(found), "")
     peaks, cost = found.peaks, found.cost
@@ -115,25 +116,6 @@ def _quant_sentence(gains: list[float], shortest: int, longest: int) -> str:
     if max(gains) < HELPS:
         return f"A quant of half the size would not help: {worth}, predicted from the bytes."
     return f"A quant of half the size would help by {worth}, predicted from the bytes."
-
-
-def effect_text(effect: Effect) -> str:
-    """One pair of files in words."""
-    found = effect.effect
-    says = {
-        True: "the weights are the bottleneck",
-        False: "the weights are not the bottleneck",
-        None: "these samples do not tell whether the weights are the bottleneck",
-    }[found.bottleneck]
-    return (
-        f"{effect.path} at {effect.context:,}: {effect.smaller} reads {_times(found.bytes_ratio)} fewer weight bytes "
-        f"than {effect.larger} and is {_times(found.speed_ratio)} as fast; {_share_text(found.share)} of a token's "
-        f"time goes with the weights' bytes: {says}."
-    )
-
-
-def _share_text(share: Interval) -> str:
-    return f"{100 * share.value:.0f}% ({100 * share.low:.0f}% to {100 * share.high:.0f}%)"
 
 
 def _times(value: float) -> str:

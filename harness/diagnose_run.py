@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from pathlib import Path as FilePath
 from typing import Any
 
 import numpy as np
@@ -16,16 +14,17 @@ from harness import metadata, options
 from harness.compare_run import best_peaks
 from harness.diagnose_report import show
 from harness.measure import Measurement, Plan, Prompt, take_turns
-from harness.own_lines import Measured, OwnLine, QuantEffect, Subject, medians, own_line, quant_effect
+from harness.own_lines import Measured, OwnLine, Subject, medians, own_line
 from harness.progress import progress_bar
+from harness.quants import QuantEffect, quant_effect
 from harness.roofline import Peaks
-from harness.running import load_model, open_files, open_session
+from harness.running import file_names, load_in_groups, open_files, open_session
 from harness.turns import open_or_refuse, side_by_side
 from model.config import ModelConfig
 from model.engine import Model, Session
-from model.layout import Path, cache_bytes_per_token, get_path
+from model.layout import Path, cache_bytes, cache_bytes_per_token, get_path
 from vkbackend.device import Device, open_device
-from vkbackend.errors import DeviceError, DeviceLostError, InputError
+from vkbackend.errors import InputError
 from vkbackend.peaks import LaunchCost, measure_launches, measure_peaks
 
 SCHEMA = "latentvk.own-diagnosis"
@@ -104,34 +103,16 @@ def diagnose_model(args: argparse.Namespace) -> int:
             "that; choose longer contexts or a smaller --decode"
         )
     paths = [get_path(name, args.cache) for name in args.paths]
-    files = [options.model_path(args), *map(FilePath, args.weights)]
+    files = options.model_paths(args)
     opened = open_files(args, files)
     device = open_device(args.device, memory_fraction=args.memory_fraction)
     peaks_before = measure_peaks(device)
     cost = measure_launches(device)
-    names = _names(files)
+    names = iter(file_names(files))
+    largest = max(cache_bytes(opened[0][1], path.layout, path.cache_type, args.contexts[-1]) for path in paths)
     results: list[Result] = []
-    loaded: list[tuple[str, Model]] = []
-
-    def measure_loaded() -> None:
-        results.extend(_measure(loaded, paths, args))
-        for _, model in loaded:
-            model.close()
-        loaded.clear()
-
-    for name, (gguf, config) in zip(names, opened, strict=True):
-        try:
-            model = load_model(gguf, config, device)
-        except DeviceLostError:
-            raise
-        except DeviceError:
-            # Not beside the others: those first, then this one by itself; their drift is then not shared.
-            if not loaded:
-                raise
-            measure_loaded()
-            model = load_model(gguf, config, device)
-        loaded.append((name, model))
-    measure_loaded()
+    for models in load_in_groups(opened, device, largest):
+        results += _measure([(next(names), model) for model in models], paths, args)
     peaks, peak_samples = best_peaks(peaks_before, measure_peaks(device))
     lines = tuple(_lines(results, peaks, cost))
     found = Diagnosis(opened[0][1].name, device, peaks, peak_samples, cost, lines, tuple(_effects(lines)))
@@ -139,13 +120,6 @@ def diagnose_model(args: argparse.Namespace) -> int:
     if not options.json_to_stdout(args):
         show(found)
     return 0
-
-
-def _names(files: Sequence[FilePath]) -> list[str]:
-    """The files' names, numbered where two are alike."""
-    names = [file.name for file in files]
-    counts = Counter(names)
-    return [f"{name} ({index})" if counts[name] > 1 else name for index, name in enumerate(names, 1)]
 
 
 def _measure(loaded: Sequence[tuple[str, Model]], paths: Sequence[Path], args: argparse.Namespace) -> list[Result]:

@@ -3,9 +3,11 @@
 A machine's speed drifts with whatever else it does, and measuring one path after the other would book the drift as a
 difference between them. So the paths of one context take turns, repeat by repeat, and ratios are taken within a turn.
 
-The first prompt pass returns the logits of all positions and gives recall and perplexity. Where it was quick, prompts
-are then timed again without those logits; where it was long, its own time is the one sample and the row says so
-(`prompt_scored`). Decoding goes over the prompt's last positions, so that the cache is full and not longer than asked.
+The first prompt pass returns the logits of all positions and gives recall and perplexity; it goes piece by piece
+through all sessions, so that one session's logits can be held against another's without keeping them: that gives the
+mean divergence from a reference. Where the pass was quick, prompts are then timed again without those logits; where it
+was long, its own time is the one sample and the row says so (`prompt_scored`). Decoding goes over the prompt's last
+positions, so that the cache is full and not longer than asked.
 """
 
 import math
@@ -17,7 +19,7 @@ from typing import Literal, Protocol
 import numpy as np
 
 from harness.results import Score
-from model.tasks import Document, score_perplexity
+from model.tasks import Document, divergences, score_perplexity
 
 Want = Literal["last", "all", "none"]
 
@@ -63,17 +65,31 @@ class Prompt:
 Step = Callable[[str, int], None]  # (what is going on, tokens done since the last call)
 
 
+class Turn(Protocol):
+    """What takes part in the turns of decoding: a session of ours, or another runtime."""
+
+    def time_prompt(self) -> None: ...
+
+    def time_decode(self) -> None: ...
+
+
 @dataclass
 class Measurement:
-    """One session's samples: decode_seconds[repeat][i] was spent with decode_contexts[i] rows cached, its own too."""
+    """One session's samples: decode_seconds[repeat][i] was spent with decode_contexts[i] rows cached, its own too.
+
+    ``divergence`` is the mean over the prompt's scored positions from what ``reference`` gives there; None without one.
+    """
 
     session: SessionLike
     prompt: Prompt
     plan: Plan
     step: Step
+    reference: "Measurement | None" = None
     score: Score | None = None
+    divergence: float | None = None
     scored_seconds: float = 0.0
     scored_first_token: float = 0.0
+    all_logits: bool = False  # whether the first pass returned them
     prompt_scored: bool = False
     prompt_seconds: list[float] = field(default_factory=list)
     first_token_seconds: list[float] = field(default_factory=list)
@@ -89,22 +105,11 @@ class Measurement:
     def decode_contexts(self) -> tuple[int, ...]:
         return tuple(range(self.depth + 1, len(self.prompt.tokens) + 1))
 
-    def run_first_prompt(self) -> None:
-        """One warm-up chunk, then the pass that scores; the cache holds the prompt afterwards."""
-        self.step("warm-up", 0)
-        self.session.prompt(self.prompt.tokens[: self.session.chunk].tolist(), "none")
-        self.session.rewind(0)
-        started = perf_counter()
-        self.score, logits = _scored_pass(self.session, self.prompt, self.step)
-        self.scored_seconds = perf_counter() - started
-        np.argmax(logits)
-        self.scored_first_token = perf_counter() - started
-
     def keep_first_prompt(self) -> None:
         """Take the first pass's time as the prompt's only sample."""
         self.prompt_seconds = [self.scored_seconds]
         self.first_token_seconds = [self.scored_first_token]
-        self.prompt_scored = self.prompt.document is not None
+        self.prompt_scored = self.all_logits
 
     def time_prompt(self) -> None:
         self.step("prompt again", 0)
@@ -135,10 +140,14 @@ class Measurement:
         return tuple(seconds)
 
 
-def take_turns(measurements: Sequence[Measurement], plan: Plan) -> None:
-    """Fill all measurements of one context; whether prompts are repeated is decided for all of them alike."""
-    for each in measurements:
-        each.run_first_prompt()
+def take_turns(measurements: Sequence[Measurement], plan: Plan, peers: Sequence[Turn] = ()) -> None:
+    """Fill all measurements of one context; whether prompts are repeated is decided for all of them alike.
+
+    ``peers`` are other runtimes: they take one turn with the prompt and then decode in turns with ours.
+    """
+    _run_first_prompts(measurements)
+    for peer in peers:
+        peer.time_prompt()
     slowest = max((each.scored_seconds for each in measurements), default=0.0)
     # At least two repeats, or none: a single one would say no more than the pass that is there already.
     repeats = min(plan.repeats, int(plan.repeat_prompt_seconds / max(slowest, 1e-9)))
@@ -152,35 +161,92 @@ def take_turns(measurements: Sequence[Measurement], plan: Plan) -> None:
     for each in measurements:
         each.warm_up_decode()
     for _ in range(plan.repeats):
-        for each in measurements:
-            each.time_decode()
+        for turn in (*measurements, *peers):
+            turn.time_decode()
 
 
-def _scored_pass(session: SessionLike, prompt: Prompt, step: Step) -> tuple[Score | None, np.ndarray]:
-    """One pass over the prompt, chunk by chunk as not all logits need fit in memory; the score and the last logits."""
-    document, total = prompt.document, len(prompt.tokens)
-    step("prompt", 0)
-    log_sum, text_tokens, right = 0.0, 0, 0
-    last: np.ndarray | None = None
-    for start in range(0, total, session.chunk):
-        part = prompt.tokens[start : start + session.chunk].tolist()
-        if document is None:
-            want: Want = "last" if start + session.chunk >= total else "none"
-            last = session.prompt(part, want)
+def _run_first_prompts(measurements: Sequence[Measurement]) -> None:
+    """One warm-up chunk each, then the pass that scores, piece by piece in turns; the caches hold the prompts then."""
+    for each in measurements:
+        each.step("warm-up", 0)
+        each.session.prompt(each.prompt.tokens[: each.session.chunk].tolist(), "none")
+        each.session.rewind(0)
+    compared = [each.reference for each in measurements if each.reference is not None]
+    passes = [
+        _Pass(each, each.reference is not None or any(each is other for other in compared)) for each in measurements
+    ]
+    of = {id(found.measurement): found for found in passes}
+    piece = max((each.session.chunk for each in measurements), default=1)
+    longest = max((len(each.prompt.tokens) for each in measurements), default=0)
+    for start in range(0, longest, piece):
+        for found in passes:
+            found.run(start, piece)
+        for found in passes:
+            if found.measurement.reference is not None:
+                found.compare(of[id(found.measurement.reference)], start)
+    for found in passes:
+        found.finish()
+
+
+class _Pass:
+    """One session's way through its prompt, with all logits where they are scored or ``compared``."""
+
+    def __init__(self, measurement: Measurement, compared: bool) -> None:
+        self.measurement, self.compared = measurement, compared
+        self.rows: np.ndarray | None = None  # of the last piece, [tokens, n_vocab]
+        self.last: np.ndarray | None = None
+        self.seconds, self.log_sum, self.text_tokens, self.right = 0.0, 0.0, 0, 0
+        self.divergences: list[float] = []
+
+    def run(self, start: int, piece: int) -> None:
+        """The piece from ``start`` on, if the prompt is that long, timed with its scoring."""
+        session, document = self.measurement.session, self.measurement.prompt.document
+        tokens = self.measurement.prompt.tokens
+        part = tokens[start : start + piece].tolist()
+        self.rows = None
+        if not part:
+            return
+        self.measurement.step("prompt", 0)
+        started = perf_counter()
+        if document is None and not self.compared:
+            want: Want = "last" if start + piece >= len(tokens) else "none"
+            self.last = session.prompt(part, want)
         else:
-            rows = _present(session.prompt(part, "all"))
-            last = rows[-1]
+            self.rows = _present(session.prompt(part, "all"))
+            self.last = self.rows[-1]
+        if document is not None and self.rows is not None:
             inside = _slice(document, start, start + len(part))
             if count := len(inside.text_positions):
-                log_sum += math.log(score_perplexity(inside, rows)) * count
-                text_tokens += count
+                self.log_sum += math.log(score_perplexity(inside, self.rows)) * count
+                self.text_tokens += count
             if len(inside.answer_positions):
-                right += int((rows[inside.answer_positions].argmax(axis=1) == inside.answers).sum())
-        step("prompt", len(part))
-    if document is None:
-        return None, _present(last)
-    perplexity = math.exp(log_sum / text_tokens) if text_tokens else None
-    return Score(len(document.answer_positions), right, text_tokens, perplexity), _present(last)
+                self.right += int((self.rows[inside.answer_positions].argmax(axis=1) == inside.answers).sum())
+        self.seconds += perf_counter() - started
+        self.measurement.step("prompt", len(part))
+
+    def compare(self, reference: "_Pass", start: int) -> None:
+        """Add the divergences of the piece's scored positions, all of them where none is."""
+        if self.rows is None or reference.rows is None:
+            return
+        document = self.measurement.prompt.document
+        chosen = np.arange(len(self.rows))
+        if document is not None:
+            chosen = _slice(document, start, start + len(self.rows)).text_positions
+        self.divergences += divergences(reference.rows[chosen], self.rows[chosen]).tolist()
+
+    def finish(self) -> None:
+        """Put what was found into the measurement."""
+        found, document = self.measurement, self.measurement.prompt.document
+        started = perf_counter()
+        np.argmax(_present(self.last))
+        found.all_logits = document is not None or self.compared
+        found.scored_seconds = self.seconds
+        found.scored_first_token = self.seconds + perf_counter() - started
+        if self.divergences:
+            found.divergence = float(np.mean(self.divergences))
+        if document is not None:
+            perplexity = math.exp(self.log_sum / self.text_tokens) if self.text_tokens else None
+            found.score = Score(len(document.answer_positions), self.right, self.text_tokens, perplexity)
 
 
 def _slice(document: Document, start: int, stop: int) -> Document:

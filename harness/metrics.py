@@ -164,7 +164,7 @@ def _compare_side(record: dict[str, Any], label: str) -> Side:
     for table in tables:
         for row in table["rows"]:
             name = f"{row['path']} at {row['context']:,}"
-            name = f"{table['model']} {name}" if len(tables) > 1 else name
+            name = f"{table.get('label') or table['model']} {name}" if len(tables) > 1 else name
             if row["not_run"]:
                 not_run[name] = row["not_run"]
                 continue

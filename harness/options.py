@@ -33,6 +33,18 @@ def model_path(args: argparse.Namespace) -> Path:
     return embedded_model_path() if args.model is None else Path(args.model)
 
 
+def model_paths(args: argparse.Namespace) -> list[Path]:
+    """MODEL and the files of --weights, each once; the embedded model where there is neither."""
+    named = [*([args.model] if args.model is not None else []), *args.weights]
+    return [Path(name) for name in dict.fromkeys(named)] or [model_path(args)]
+
+
+def add_weights(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument(
+        "--weights", nargs="+", default=[], metavar="GGUF", help="several quantisations of one model, measured in turns"
+    )
+
+
 def add_model(parser: argparse.ArgumentParser) -> None:
     """MODEL, and what may be put right in it; ``harness.running.open_gguf`` opens what these ask for."""
     parser.add_argument("model", metavar="MODEL", nargs="?", help="a GGUF file (left out: the embedded model)")

@@ -15,7 +15,7 @@ from typing import Literal
 
 from harness.inference import Interval
 from harness.roofline import Peaks, attention_flops_per_row, fit_line
-from harness.stats import median, median_interval, paired_ratio
+from harness.stats import median, median_interval
 from model.config import ModelConfig
 from model.layout import Path, active_parameters, cache_bytes_per_token
 from vkbackend.peaks import LaunchCost
@@ -100,38 +100,6 @@ def own_line(subject: Subject, rows: Sequence[Measured], peaks: Peaks, cost: Lau
         cache_bytes_per_token(subject.config, subject.path.layout, subject.path.cache_type) / peaks.bandwidth,
         attention_flops_per_row(subject.config, subject.path) / peaks.flops,
     )
-
-
-@dataclass(frozen=True)
-class QuantEffect:
-    """Two files of one model at one context: how their weights' bytes and their speeds compare.
-
-    `share` is the part of a token's time that went with the weights' bytes, with its 95% interval: 1 where half of the
-    bytes take half of the time, 0 where they make no difference.
-    """
-
-    bytes_ratio: float  # of the larger over the smaller
-    speed_ratio: float  # of the smaller over the larger
-    share: Interval
-
-    @property
-    def bottleneck(self) -> bool | None:
-        """Whether the weights take most of a token's time; None where the samples do not tell."""
-        if self.share.low > 0.5:
-            return True
-        return False if self.share.high < 0.5 else None
-
-
-def quant_effect(
-    larger: tuple[float, Sequence[Sequence[float]]], smaller: tuple[float, Sequence[Sequence[float]]]
-) -> QuantEffect:
-    """From the bytes that a token reads of each file's weights, and its seconds by repeat, measured in turns."""
-    ratio = paired_ratio(smaller[1], larger[1])  # below 1 where the smaller is faster
-    saved = 1 - smaller[0] / larger[0]
-    low = ratio.value if ratio.low is None else ratio.low
-    high = ratio.value if ratio.high is None else ratio.high
-    share = Interval((1 - ratio.value) / saved, (1 - high) / saved, (1 - low) / saved)
-    return QuantEffect(larger[0] / smaller[0], 1 / ratio.value, share)
 
 
 def medians(repeats: Sequence[Sequence[float]]) -> tuple[float, ...]:

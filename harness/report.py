@@ -4,7 +4,7 @@ Every predicted figure carries '≤' or '≥', as the model gives bounds; measur
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rich import box
 from rich.console import Console
@@ -35,7 +35,7 @@ class Grid:
 
 def heading(table: Table) -> str:
     verb = "measured on" if table.kind == "measured" else "predicted for"
-    return f"{table.model}, {verb} {table.device}"
+    return f"{table.model}{f' ({table.label})' if table.label else ''}, {verb} {table.device}"
 
 
 def comparison(table: Table, groups: Sequence[tuple[str, ...]]) -> Grid:
@@ -209,7 +209,20 @@ def show(record: Record, console: Console) -> None:
     """Print all tables of the record; the comparison in one piece where the console is wide enough, else in two."""
     if record.incomplete:
         console.print(Text(f"Incomplete: {record.incomplete}", style="bold"), end="\n\n")
+    from harness import sweep  # it shows its grid with this module's
+
+    several = sweep.sweeps(record)
+    if several:
+        measured = sweep.measured_tables(record)[0]
+        console.print(Text(heading(replace(measured, label="")), style="bold"), end="\n\n")
+        console.print(sweep.TITLE, end="\n\n")
+        console.print(_rich_grid(sweep.grid(record)), "")
+        for note in sweep.notes(record):
+            console.print(Text(note, style="dim"))
+        console.print()
     for table in record.tables:
+        if several and table.kind == "measured":
+            continue  # the report file has each table whole
         console.print(Text(heading(table), style="bold"), end="\n\n")
         for grid in _pieces(table, console):
             console.print(_rich_grid(grid), "")
@@ -245,6 +258,11 @@ def markdown(record: Record, json_name: str) -> str:
     parts = [f"# MLA against its fallback: {title}"]
     parts += [f"**Incomplete:** {record.incomplete}"] if record.incomplete else []
     parts.append(_provenance(record, json_name))
+    from harness import sweep
+
+    if sweep.sweeps(record):
+        parts += [f"## {sweep.TITLE}", markdown_grid(sweep.grid(record))]
+        parts.append("\n".join(f"- {note}" for note in sweep.notes(record)))
     for table in record.tables:
         quality = (_QUALITY,) if table.kind == "measured" else ()
         parts.append(f"## {heading(table)}")

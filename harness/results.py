@@ -61,6 +61,8 @@ class Row:
     prompt_bound: Bound | None = None
     not_run: str = ""
     needed_bytes: int | None = None
+    divergence: float | None = None
+    divergence_from: str = ""
 
     @property
     def ran(self) -> bool:
@@ -115,6 +117,10 @@ class Table:
     peaks: Peaks | None
     rows: tuple[Row, ...]
     lines: tuple[PathLine, ...]
+    file: str = ""
+    cache_type: str = "f16"
+    label: str = ""  # what tells it from the record's other measured tables
+    group: int = 0  # tables of one group were measured in turns
 
     def base(self, row: Row) -> Row | None:
         """The row of the base path at the same context, if it was asked for."""

@@ -10,7 +10,7 @@ from harness import options
 from vkbackend.errors import InputError, quoted, shown
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path as FilePath
 
     from model.config import ModelConfig
@@ -63,6 +63,32 @@ def open_files(args: argparse.Namespace, files: "Sequence[FilePath]") -> "list[t
                     "give files of one model"
                 )
     return opened
+
+
+def file_names(files: "Sequence[FilePath]") -> list[str]:
+    """The files' names, numbered where two are alike."""
+    names = [file.name for file in files]
+    return [f"{name} ({index})" if names.count(name) > 1 else name for index, name in enumerate(names, 1)]
+
+
+def load_in_groups(
+    opened: "Sequence[tuple[GGUFFile, ModelConfig]]", device: "Device", session_bytes: int
+) -> "Iterator[list[Model]]":
+    """The models of files that were opened, all at once where the device has room for them and ``session_bytes`` beside
+    them, else one after the other; a group is freed when the next is asked for. Raises as ``load_model``."""
+    from model.device_weights import predicted_bytes
+
+    needed = sum(predicted_bytes(config, gguf) for gguf, config in opened) + session_bytes
+    together = needed <= device.memory.room().nbytes
+    for group in [opened] if together else [[each] for each in opened]:
+        models: list[Model] = []
+        try:
+            for gguf, config in group:
+                models.append(load_model(gguf, config, device))
+            yield models
+        finally:
+            for model in models:
+                model.close()
 
 
 def load_model(

@@ -184,3 +184,18 @@ def score_perplexity(document: Document, logits: np.ndarray) -> float:
     rows -= rows.max(axis=1, keepdims=True)
     nll = np.log(np.exp(rows).sum(axis=1)) - rows[np.arange(len(rows)), document.tokens[document.text_positions + 1]]
     return float(np.exp(nll.mean()))
+
+
+def divergences(reference: np.ndarray, logits: np.ndarray) -> np.ndarray:
+    """Kullback-Leibler divergence of the distributions of ``logits`` from those of ``reference``, in nats: float64 [n]
+    for two arrays float [n, n_vocab]; the sum over tokens of p log(p / q) with p of the reference."""
+    found = np.empty(len(logits))
+    for index, (before, after) in enumerate(zip(reference, logits, strict=True)):  # row by row: vocabularies are large
+        log_p, log_q = _log_softmax(before), _log_softmax(after)
+        found[index] = np.sum(np.exp(log_p) * (log_p - log_q))
+    return found
+
+
+def _log_softmax(logits: np.ndarray) -> np.ndarray:
+    shifted = logits.astype(np.float64) - float(logits.max())
+    return shifted - np.log(np.exp(shifted).sum())

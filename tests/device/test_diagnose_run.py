@@ -68,3 +68,30 @@ def test_another_models_file_is_refused(capsys: Captured) -> None:
     assert config.n_layer != 2
     line = f"other.gguf: n_layer 2, expected {config.n_layer} as in {model}; give files of one model"
     assert capsys.readouterr().err == f"latentvk: error: {line}\n"
+
+
+def test_compare_holds_cache_types_against_f16(capsys: Captured) -> None:
+    argv = ["compare", "--cache", "f32,f16", "--contexts", "256", "--paths", "mla,mha", "-n", "4", "-r", "2"]
+    assert main([*argv, str(embedded_model_path()), "--json", "-"]) == 0
+    tables = json.loads(capsys.readouterr().out)["tables"]
+    assert [table["label"] for table in tables] == ["cache f16", "cache f32"]
+    assert [row["divergence"] for row in tables[0]["rows"]] == [None, None]
+    for row in tables[1]["rows"]:
+        assert row["divergence_from"] == "cache f16"
+        assert 0 < row["divergence"] < 1e-3
+        assert row["cache_bytes"] == 2 * tables[0]["rows"][0 if row["path"] == "mla" else 1]["cache_bytes"]
+
+
+def test_compare_puts_quantisations_side_by_side(capsys: Captured) -> None:
+    for mix in ("f32", "q8_0"):
+        argv = ["synth", "--layers", "2", "--vocab", "300", "--mix", mix, "-o", f"{mix}.gguf", "--shape"]
+        assert main([*argv, *SHAPE.split()]) == 0
+    capsys.readouterr()
+    argv = ["--contexts", "32,64", "--paths", "mla", "-n", "4", "-r", "3", "-o", "out"]
+    assert main(["compare", "--weights", "f32.gguf", "q8_0.gguf", *argv]) == 0
+    out = capsys.readouterr().out
+    assert "Side by side" in out and "mla at 32: q8_0.gguf reads" in out
+    found = json.loads(next(Path("out").glob("*.json")).read_text())
+    assert [table["file"] for table in found["tables"]] == ["f32.gguf", "q8_0.gguf"]
+    assert [other["file"] for other in found["model"]["others"]] == ["q8_0.gguf"]
+    assert all(row["divergence"] > 0 for row in found["tables"][1]["rows"])

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from io import StringIO
 from pathlib import Path as FilePath
 from typing import Any
@@ -15,7 +16,7 @@ from rich.console import Console
 from harness import measure, report
 from harness.cli import main
 from harness.compare import report_stem
-from harness.compare_run import Bench, make_prompt, measure_context, measure_rows
+from harness.compare_run import Bench, Lane, make_prompt, measure_context, measure_rows
 from harness.measure import Measurement, Plan, Prompt, SessionLike, Want, take_turns
 from harness.predict import line_of
 from harness.results import Record, Row, Table, ratios
@@ -172,7 +173,13 @@ Opener = Callable[[Path, int], SessionLike]
 
 
 def context_rows(open_session: Opener, prompt: Prompt, paths: list[str], budget: int = 10**9) -> list[Row]:
-    return measure_context(bench(budget), [PATHS[name] for name in paths], prompt, open_session, silent)
+    return measure_context(lanes(open_session, paths, bench(budget)), prompt, silent)
+
+
+def lanes(open_session: Opener, paths: list[str], of: Bench | None = None) -> list[Lane]:
+    """A table's lanes along those paths."""
+    shared = of or bench()
+    return [Lane(shared, PATHS[name], partial(open_session, PATHS[name])) for name in paths]
 
 
 def blank(context: int) -> Prompt:
@@ -306,7 +313,7 @@ def linear_rows(seconds_per_row: dict[str, float]) -> list[Row]:
 
 def test_rows_come_context_by_context_in_the_order_of_the_paths() -> None:
     prompts = {c: Prompt(np.zeros(c, np.int32), None) for c in (16, 40)}
-    rows, lost = measure_rows(bench(), [PATHS["mha"], PATHS["mla"]], prompts, FakeSession)
+    rows, lost = measure_rows(lanes(FakeSession, ["mha", "mla"]), prompts)
     assert [(row.context, row.path) for row in rows] == [(16, "mha"), (16, "mla"), (40, "mha"), (40, "mla")]
     assert all(row.ran for row in rows) and lost is None
 
@@ -329,7 +336,7 @@ def test_a_lost_device_keeps_the_contexts_before_it(when: str) -> None:
             return super().decode(token)
 
     prompts = {c: Prompt(np.zeros(c, np.int32), None) for c in (16, 40, 64)}
-    rows, lost = measure_rows(bench(), [PATHS["mha"], PATHS["mla"]], prompts, Lost)
+    rows, lost = measure_rows(lanes(Lost, ["mha", "mla"]), prompts)
     assert str(lost) == message
     assert [(row.context, row.not_run) for row in rows] == [(c, why) for c, why in
         ((16, ""), (40, "device lost"), (64, "device lost")) for _ in range(2)]  # fmt: skip

@@ -8,10 +8,11 @@ import pytest
 from random_model import BASE
 
 from harness import diagnose_report
-from harness.diagnose_report import effect_text, headline, reasons, remedies
-from harness.diagnose_run import Effect, Entry, Line, Result
+from harness.diagnose_report import headline, reasons, remedies
+from harness.diagnose_run import Entry, Line, Result
 from harness.inference import Interval
-from harness.own_lines import Measured, OwnLine, Subject, medians, own_line, quant_effect
+from harness.own_lines import Measured, OwnLine, Subject, medians, own_line
+from harness.quants import effect_text, quant_effect
 from harness.roofline import Peaks, attention_flops_per_row, fit_line
 from harness.stats import median_interval
 from model.layout import PATHS, active_parameters, cache_bytes_per_token
@@ -202,7 +203,7 @@ def test_a_refused_context_is_told_in_the_devices_words() -> None:
 
 def test_two_files_in_words() -> None:
     found = quant_effect((8, repeats(0.01)), (5, repeats(0.01 * (1 - 0.1 * 3 / 8))))
-    assert effect_text(Effect("mla", 2048, "q8.gguf", "q5.gguf", found)) == (
-        "mla at 2,048: q5.gguf reads 1.60x fewer weight bytes than q8.gguf and is 1.04x as fast; 10% (10% to 10%) of a "
-        "token's time goes with the weights' bytes: the weights are not the bottleneck."
+    assert effect_text("mla", 2048, "q8.gguf", "q5.gguf", found) == (
+        "mla at 2,048: q5.gguf reads 1.60x fewer weight bytes than q8.gguf and decodes 1.04x as fast; 10% (10% to 10%) "
+        "of a token's time goes with the weights' bytes: the weights are not the bottleneck."
     )
