@@ -72,7 +72,8 @@ def add_cache(parser: argparse._ActionsContainer) -> None:
         "--cache",
         default="f16",
         metavar="TYPE",
-        help="type of the cache's numbers, llama.cpp's -ctk and -ctv in one: f16, or f32 for checks (default f16)",
+        help="type of the cache's numbers, llama.cpp's -ctk and -ctv in one: f16; q8_0 or q4_0 (mla, mla-v); f32 for "
+        "checks (default f16)",
     )
 
 

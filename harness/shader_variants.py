@@ -18,7 +18,7 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from model import kernels
 from model.config import ModelConfig
 from model.launches import planned_launches
-from model.layout import PATHS, CacheLayout, Path
+from model.layout import DEVICE_CACHE_TYPES, PATHS, PLAIN_CACHE_TYPES, CacheLayout, Path
 from model.linear import NARROW_SUBGROUP, ROLES, purpose, usual
 from model.mix import mix_types
 from model.tensors import SUPPORTED_TYPES, file_tensors
@@ -93,8 +93,8 @@ def find_variants(
 ) -> list[Variant]:
     """The variants, by name; with ``patterns`` those whose name begins with one of them (wildcards * and ? allowed).
 
-    With ``everything`` also those of caches in f32, of latent caches larger than one binding, the products' forms of
-    narrow and of wide subgroups whichever the device's are, and the backend's own kernels.
+    With ``everything`` also those of caches in other types, of latent caches larger than one binding, the products'
+    forms of narrow and of wide subgroups whichever the device's are, and the backend's own kernels.
 
     Raises:
         InputError: a pattern matches none, or the mix is unknown.
@@ -182,18 +182,23 @@ def _planned(
 
 
 def _cache_variants(config: ModelConfig, mix: str, info: DeviceInfo, shape: Shape) -> Iterator[Variant]:
-    """Of each path with a cache in f32; of latent caches in shards, which the least binding that Vulkan guarantees
-    splits, in f16 and in f32."""
+    """Of each path with each further type of cache; of latent caches also in shards, which the least binding that
+    Vulkan guarantees makes."""
     two = _two_layers(config)
     types = mix_types(two, mix)
     narrow = replace(info, max_storage_buffer_range=LEAST_BINDING)
-    # The sums of shards grow with the chunk and must be bound too; a small one changes grids alone.
-    long = replace(shape, n_ctx=2 * (LEAST_BINDING // (2 * two.latent_dim)), chunk=8)
     for path in PATHS.values():
-        shards = [] if path.layout is CacheLayout.PER_HEAD else [(of, long, narrow) for of in ("f16", "f32")]
-        for of, planned, device in [("f32", shape, info), *shards]:
-            made = _planned(two, types, replace(path, cache_type=of), device, planned, "mix")
-            yield from (variant for variant in made if _of_a_cache(variant.launch))
+        latent = path.layout is not CacheLayout.PER_HEAD
+        for of in DEVICE_CACHE_TYPES if latent else PLAIN_CACHE_TYPES:
+            typed = replace(path, cache_type=of)
+            wanted = [(shape, info)] if of != "f16" else []
+            if latent:
+                # The sums of shards grow with the chunk and must be bound too; a small one changes grids alone.
+                rows = LEAST_BINDING // typed.row_bytes(two.latent_dim)
+                wanted.append((replace(shape, n_ctx=2 * rows, chunk=8), narrow))
+            for planned, device in wanted:
+                made = _planned(two, types, typed, device, planned, "mix")
+                yield from (variant for variant in made if _of_a_cache(variant.launch))
 
 
 def _other_forms(info: DeviceInfo) -> Tuning:
@@ -210,7 +215,10 @@ def _other_forms(info: DeviceInfo) -> Tuning:
 
 
 def _of_a_cache(launch: Launch) -> bool:
-    return bool({"CACHE_F32", "SHARD", "ROWS_FROM_CACHE", "UNITS_FROM_CACHE"} & launch.kernel.macros.keys())
+    return any(
+        name.startswith("CACHE_") or name in ("SHARD", "ROWS_FROM_CACHE", "UNITS_FROM_CACHE")
+        for name in launch.kernel.macros
+    )
 
 
 def _backend_variants() -> Iterator[Variant]:

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from harness.chips import Chip
+from model.kernels import cache_kind
+from model.layout import latent_row_bytes
 from vkbackend.isa import Counts, Loop, find_loops
 from vkbackend.kernel import Kernel
 from vkbackend.program import Launch
@@ -75,11 +77,11 @@ def _weight_bytes_a_token(launch: Launch) -> float:
 
 
 def _row_bytes_a_head(launch: Launch) -> float:
-    """A latent row (f16, and the copied values), read once for all heads of the model."""
+    """A latent row, and the copied values, read once for all heads of the model."""
     latent, rope, heads = launch.spec["LATENT"], launch.spec["ROPE"], launch.push["heads"]
-    copied = latent if "REDUNDANT_V" in launch.kernel.macros else 0
-    width = 4 if "CACHE_F32" in launch.kernel.macros else 2
-    return width * (latent + rope + copied) / heads
+    kind = cache_kind(launch.kernel)
+    copied = latent_row_bytes(latent, kind) if "REDUNDANT_V" in launch.kernel.macros else 0
+    return (latent_row_bytes(latent + rope, kind) + copied) / heads
 
 
 _ONE = lambda spec: 1.0  # noqa: E731  (no inner loop)

@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from gguf import GGMLQuantizationType
+
 from model import kernels
 from model.cache import LatentShard, LayerCache
 from model.config import ModelConfig
-from model.layout import whole_units
+from model.layout import pairs_a_word, whole_units
 from model.linear import View, linear
 from model.scratch import Scratch
 from model.weights import Weight
@@ -29,30 +31,37 @@ _GROUPS_CPU, _GROUPS_GPU = 16, 256
 _TILE = 8  # cache rows between two softmax updates, at most the smallest subgroup
 
 
+def lane_pairs(width: int, kind: GGMLQuantizationType, lanes: int) -> int:
+    """Pairs of a latent row's part of ``width`` numbers that each of ``lanes`` holds: whole words of a cache of
+    ``kind``, where f32 counts a pair as a word."""
+    pairs = pairs_a_word(kind)
+    return pairs * -(-width // (2 * pairs * lanes))
+
+
 @dataclass(frozen=True)
 class AttentionShape:
-    """How the latent kernel is cut for a device: heads a workgroup, words a lane, splits of the cache for one token."""
+    """How the latent kernel is cut for a device: heads a workgroup, pairs a lane, splits of the cache for one token."""
 
     heads: int
-    latent_words: int
-    rope_words: int
+    latent_pairs: int
+    rope_pairs: int
     splits: int
 
     @classmethod
-    def choose(cls, device: Device, config: ModelConfig) -> AttentionShape:
+    def choose(cls, device: Device, config: ModelConfig, kind: GGMLQuantizationType) -> AttentionShape:
         """The most heads that divide the model's and whose registers fit, then enough splits to fill the device."""
         cpu = device.info.kind == "cpu"
-        latent_words = -(-config.kv_lora // 2 // device.subgroup_size)
-        rope_words = -(-config.qk_rope // 2 // device.subgroup_size)
+        latent_pairs = lane_pairs(config.kv_lora, kind, device.subgroup_size)
+        rope_pairs = lane_pairs(config.qk_rope, kind, device.subgroup_size)
         pairs = _PAIRS_CPU if cpu else _PAIRS_GPU
         fitting = [
             n
             for n in range(1, config.n_head + 1)
-            if config.n_head % n == 0 and n * (2 * latent_words + rope_words) <= pairs
+            if config.n_head % n == 0 and n * (2 * latent_pairs + rope_pairs) <= pairs
         ]
         heads = max(fitting, default=1)
         groups = config.n_head // heads
-        return cls(heads, latent_words, rope_words, max(1, -(-(_GROUPS_CPU if cpu else _GROUPS_GPU) // groups)))
+        return cls(heads, latent_pairs, rope_pairs, max(1, -(-(_GROUPS_CPU if cpu else _GROUPS_GPU) // groups)))
 
 
 @dataclass(frozen=True)
@@ -203,8 +212,8 @@ class AttentionBlock:
                 "HEADS": self.shape.heads,
                 "TILE": min(_TILE, program.device.subgroup_size),
                 "SPLITS": splits,
-                "LATENT_WORDS": self.shape.latent_words,
-                "ROPE_WORDS": self.shape.rope_words,
+                "LATENT_PAIRS": self.shape.latent_pairs,
+                "ROPE_PAIRS": self.shape.rope_pairs,
             },
             push=push,
             deep=True,

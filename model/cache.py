@@ -50,7 +50,7 @@ def cache_capacity(n_ctx: int) -> int:
 
 def latent_ranges(config: ModelConfig, path: Path, n_ctx: int, limit: int) -> list[tuple[int, int]]:
     """(first, end) positions of a layer's shards: as few as bindings of ``limit`` bytes allow."""
-    rows = max(1, limit // (path.number_bytes * config.latent_dim))
+    rows = max(1, limit // path.row_bytes(config.latent_dim))
     return [(first, min(first + rows, n_ctx)) for first in range(0, n_ctx, rows)]
 
 
@@ -86,12 +86,12 @@ class Cache:
         with ExitStack() as made:
             shards = []
             for first, end in latent_ranges(config, path, self.n_ctx, buffer_limit(device)):
-                nbytes = (end - first) * config.latent_dim * path.number_bytes
+                nbytes = (end - first) * path.row_bytes(config.latent_dim)
                 latent = Buffer(device, nbytes, f"{name}.latent[{first}:{end}]", use=Use.CACHE)
                 copy: Buffer | None = None
                 made.callback(latent.free)
                 if path.layout is CacheLayout.LATENT_V:
-                    nbytes = (end - first) * config.kv_lora * path.number_bytes
+                    nbytes = (end - first) * path.row_bytes(config.kv_lora)
                     copy = Buffer(device, nbytes, f"{name}.values[{first}:{end}]", use=Use.CACHE)
                     made.callback(copy.free)
                 shards.append(LatentShard(latent, copy, first, end))

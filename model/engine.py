@@ -18,7 +18,7 @@ from model.config import ModelConfig
 from model.device_weights import DeviceWeights, fallback_bytes, predicted_bytes
 from model.forward import Forward
 from model.gguf_file import GGUFFile
-from model.layout import CacheLayout, Path, active_weight_bytes, get_path
+from model.layout import CacheLayout, Path, active_weight_bytes, get_path, require_whole_words
 from model.scratch import SLACK_BYTES, Scratch, scratch_bytes
 from model.tensors import expected_tensors, require_supported
 from model.tokenizer import Tokenizer
@@ -111,8 +111,8 @@ def require_session(
         raise InputError(f"context {n_ctx}; expected at least 1: choose a longer one")
     if chunk is not None and chunk < 1:
         raise InputError(f"chunk {chunk}; expected at least 1: choose a larger one")
-    get_path(path.name, path.cache_type)
-    limit, splits = buffer_limit(device), AttentionShape.choose(device, config).splits
+    require_whole_words(config, get_path(path.name, path.cache_type))
+    limit, splits = buffer_limit(device), AttentionShape.choose(device, config, path.kind).splits
 
     def scratch(n: int) -> dict[str, int]:
         width, positions = chunk_capacity(config, path, n, limit, chunk), cache_capacity(n)
@@ -139,7 +139,7 @@ class Session:
         require_session(device, config, path, n_ctx, chunk, missing)
         self.model, self.path = model, path
         self.chunk = chunk_capacity(config, path, n_ctx, buffer_limit(device), chunk)
-        shape = AttentionShape.choose(device, config)
+        shape = AttentionShape.choose(device, config, path.kind)
         shards = len(latent_ranges(config, path, cache_capacity(n_ctx), buffer_limit(device)))
         sizes = scratch_bytes(config, path, cache_capacity(n_ctx), self.chunk, shape.splits, shards)
         self.n_ctx = n_ctx

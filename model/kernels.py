@@ -75,7 +75,7 @@ ROPE_QUERY = Kernel(
 ATTENTION_LATENT = Kernel(
     "attention_latent.comp",
     (("q", "r"), ("cache", "r"), ("out", "w"), ("stats", "w"), _PARAMS),
-    ("LATENT", "ROPE", "HEADS", "TILE", "SPLITS", "LATENT_WORDS", "ROPE_WORDS"),
+    ("LATENT", "ROPE", "HEADS", "TILE", "SPLITS", "LATENT_PAIRS", "ROPE_PAIRS"),
     ("heads", "scale"),
 )
 ATTENTION_LATENT_V = Kernel(
@@ -126,8 +126,14 @@ def for_device(kernel: Kernel, kind: str) -> Kernel:
 
 
 def for_cache(kernel: Kernel, cache_type: str) -> Kernel:
-    """The kernel over a cache of that type (``shaders/include/cache_pair.glsl``)."""
-    return kernel.variant(CACHE_F32="1") if cache_type == "f32" else kernel
+    """The kernel over a cache of that type (``shaders/include/latent_row.glsl``)."""
+    return kernel if cache_type == "f16" else kernel.variant(**{f"CACHE_{cache_type.upper()}": "1"})
+
+
+def cache_kind(kernel: Kernel) -> GGMLQuantizationType:
+    """The type of the cache that a kernel is for."""
+    named = [name.removeprefix("CACHE_") for name in kernel.macros if name.startswith("CACHE_")]
+    return GGMLQuantizationType[named[0]] if named else GGMLQuantizationType.F16
 
 
 def for_format(kernel: Kernel, kind: GGMLQuantizationType) -> Kernel:

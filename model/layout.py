@@ -43,8 +43,11 @@ CACHE_TYPES = {
 }
 
 
-# The types that a device can hold a cache in: f16 to work with, f32 to check against others without its rounding.
-DEVICE_CACHE_TYPES = ("f16", "f32")
+# The types that a device can hold a cache in: f16 to work with, f32 to check against others without its rounding; of
+# latent rows also ggml's blocks of 32. A per-head cache keeps values transposed, so that a block would be 32 positions
+# of which the next token adds one.
+DEVICE_CACHE_TYPES = ("f16", "f32", "q8_0", "q4_0")
+PLAIN_CACHE_TYPES = ("f16", "f32")
 
 
 @dataclass(frozen=True)
@@ -63,8 +66,12 @@ class Path:
 
     @property
     def number_bytes(self) -> int:
-        """Bytes of one number of a cache that a device can hold."""
+        """Bytes of one number of a plain cache."""
         return GGML_QUANT_SIZES[self.kind][1]
+
+    def row_bytes(self, width: int) -> int:
+        """Bytes of a latent cache's row of ``width`` numbers; a quantised one ends with a whole word."""
+        return latent_row_bytes(width, self.kind)
 
 
 PATHS = {
@@ -86,7 +93,28 @@ def get_path(name: str, cache_type: str = "f16") -> Path:
             f"cache type {cache_type!r} has no kernel, expected one of {', '.join(DEVICE_CACHE_TYPES)}; choose one "
             "with --cache"
         )
-    return replace(PATHS[name], cache_type=cache_type)
+    path = replace(PATHS[name], cache_type=cache_type)
+    if path.layout is CacheLayout.PER_HEAD and cache_type not in PLAIN_CACHE_TYPES:
+        raise InputError(
+            f"path {name!r} keeps values transposed, which {cache_type} has no blocks for; expected a cache of "
+            f"{' or '.join(PLAIN_CACHE_TYPES)}; choose it with --cache, or another --path"
+        )
+    return path
+
+
+def pairs_a_word(kind: GGMLQuantizationType) -> int:
+    """Pairs of numbers in a word of a latent cache (f32, whose pairs are two words: 1)."""
+    return {GGMLQuantizationType.Q8_0: 2, GGMLQuantizationType.Q4_0: 4}.get(kind, 1)
+
+
+def require_whole_words(config: ModelConfig, path: Path) -> None:
+    """InputError where the rotated part of a latent row would begin inside a word of the path's cache type."""
+    aligned = 2 * pairs_a_word(path.kind)
+    if path.layout is not CacheLayout.PER_HEAD and config.kv_lora % aligned:
+        raise InputError(
+            f"kv_lora_rank {config.kv_lora}, expected a multiple of {aligned} for a cache of {path.cache_type}; choose "
+            "another with --cache"
+        )
 
 
 def cache_rows(config: ModelConfig, layout: CacheLayout) -> tuple[int, ...]:
@@ -110,8 +138,21 @@ def cache_bytes_per_token(config: ModelConfig, layout: CacheLayout, cache_type: 
     """Bytes cached per token over all layers (MTP layers excluded). InputError for an unknown ``cache_type``."""
     if cache_type not in CACHE_TYPES:
         raise InputError(f"cache type {cache_type!r} is unknown, expected one of {', '.join(CACHE_TYPES)}; choose one")
-    block, block_bytes = GGML_QUANT_SIZES[CACHE_TYPES[cache_type]]
-    return config.n_layer * sum(-(-row // block) * block_bytes for row in cache_rows(config, layout))
+    kind, rows = CACHE_TYPES[cache_type], cache_rows(config, layout)
+    row_bytes = _block_bytes if layout is CacheLayout.PER_HEAD else latent_row_bytes
+    return config.n_layer * sum(row_bytes(row, kind) for row in rows)
+
+
+def _block_bytes(width: int, kind: GGMLQuantizationType) -> int:
+    """Bytes of a row of ``width`` numbers in whole blocks."""
+    block, block_bytes = GGML_QUANT_SIZES[kind]
+    return -(-width // block) * block_bytes
+
+
+def latent_row_bytes(width: int, kind: GGMLQuantizationType) -> int:
+    """The same of a latent row; a quantised row's scales fill whole words (shaders/include/latent_row.glsl)."""
+    exact = _block_bytes(width, kind)
+    return exact if GGML_QUANT_SIZES[kind][0] == 1 else -(-exact // 4) * 4
 
 
 def cache_bytes(config: ModelConfig, layout: CacheLayout, cache_type: str, n_ctx: int) -> int:

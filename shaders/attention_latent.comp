@@ -1,7 +1,7 @@
 #version 450
 // Fused absorbed attention over the latent cache, one token or a causal chunk of them.
 // A workgroup is one subgroup: HEADS query heads of one token over one of SPLITS ranges of the cache. A cache row, spread over
-// the lanes pair by pair, serves all of them, and its first LATENT entries serve again as the value.
+// the lanes word by word, serves all of them, and its first LATENT entries serve again as the value.
 // Online softmax over tiles of TILE rows (Milakov and Gimelshein 2018; Dao et al. 2022).
 // REDUNDANT_V: values come from their own buffer instead.
 // SHARD: the buffers hold only the positions from `first` to `last`; attention_combine joins the shards' sums.
@@ -17,19 +17,20 @@ layout(constant_id = 2) const uint ROPE = 64;
 layout(constant_id = 3) const uint HEADS = 4;
 layout(constant_id = 4) const uint TILE = 8;          // at most the subgroup's size
 layout(constant_id = 5) const uint SPLITS = 1;
-layout(constant_id = 6) const uint LATENT_WORDS = 32; // ceil(LATENT / 2 / subgroup size)
-layout(constant_id = 7) const uint ROPE_WORDS = 4;    // ceil(ROPE / 2 / subgroup size)
+// Pairs of a row that a lane holds: whole words of latent_row.glsl, as many as leave none to no lane.
+layout(constant_id = 6) const uint LATENT_PAIRS = 32;
+layout(constant_id = 7) const uint ROPE_PAIRS = 4;
 
-#include "cache_pair.glsl"
+#include "latent_row.glsl"
 layout(binding = 0) readonly buffer Query { vec2 q[]; };   // [token][head][LATENT + ROPE]
-layout(binding = 1) readonly buffer Cache { PAIR cache[]; }; // [position][(LATENT + ROPE) / 2]
+layout(binding = 1) readonly buffer Cache { STORED cache[]; }; // [position][ROW_WORDS]
 layout(binding = 2) writeonly buffer Output { vec2 outp[]; }; // [token][head][split][LATENT]
 layout(binding = 3) writeonly buffer Stats { vec2 stats[]; }; // [token][head][split]: running maximum, sum
 #define PARAMS_BINDING 4
 #include "params.glsl"
 #include "array_loop.glsl"
 #ifdef REDUNDANT_V
-layout(binding = 5) readonly buffer ValueCache { PAIR values[]; }; // [position][LATENT / 2]
+layout(binding = 5) readonly buffer ValueCache { STORED values[]; }; // [position][ROW_WORDS]
 #endif
 
 layout(push_constant) uniform Push {
@@ -43,18 +44,19 @@ layout(push_constant) uniform Push {
 #endif
 };
 
-const uint WORDS = LATENT_WORDS + ROPE_WORDS;
+const uint PAIRS = LATENT_PAIRS + ROPE_PAIRS;
 const uint ROW = (LATENT + ROPE) / 2;
 const float LOWEST = -1e30, HIDDEN = -3e38; // before the first row; of a lane without a row
 
-// Word of a cache row that the lane's i-th register holds, and whether there is one.
+// Word of a cache row that has the lane's i-th pair, that pair's place in the row, and whether there is one.
 uint row_word(uint i) {
-    uint lane = gl_SubgroupInvocationID;
-    return i < LATENT_WORDS ? lane + i * gl_SubgroupSize : LATENT / 2u + lane + (i - LATENT_WORDS) * gl_SubgroupSize;
+    uint part = i < LATENT_PAIRS ? 0u : LATENT / 2u / PAIRS_A_WORD, j = i < LATENT_PAIRS ? i : i - LATENT_PAIRS;
+    return part + gl_SubgroupInvocationID + j / PAIRS_A_WORD * gl_SubgroupSize;
 }
+uint row_pair(uint i) { return row_word(i) * PAIRS_A_WORD + i % PAIRS_A_WORD; }
 bool held(uint i) {
-    uint words = (i < LATENT_WORDS ? LATENT : ROPE) / 2u;
-    return words % gl_WorkGroupSize.x == 0u || row_word(i) < (i < LATENT_WORDS ? LATENT / 2u : ROW);
+    uint pairs = (i < LATENT_PAIRS ? LATENT : ROPE) / 2u;
+    return pairs % (PAIRS_A_WORD * gl_WorkGroupSize.x) == 0u || row_pair(i) < (i < LATENT_PAIRS ? LATENT / 2u : ROW);
 }
 
 void main() {
@@ -74,12 +76,12 @@ void main() {
     uint begin = split * share, end = min(begin + share, visible);
     uint first_head = token * heads + group * HEADS;
 
-    vec2 query[HEADS * WORDS], acc[HEADS * LATENT_WORDS];
+    vec2 query[HEADS * PAIRS], acc[HEADS * LATENT_PAIRS];
     float top[HEADS], sum[HEADS];
     [[unroll]] for (uint h = 0u; h < HEADS; h++) {
-        ARRAY_LOOP for (uint i = 0u; i < WORDS; i++)
-            query[h * WORDS + i] = held(i) ? scale * q[(first_head + h) * ROW + row_word(i)] : vec2(0.0);
-        ARRAY_LOOP for (uint i = 0u; i < LATENT_WORDS; i++) acc[h * LATENT_WORDS + i] = vec2(0.0);
+        ARRAY_LOOP for (uint i = 0u; i < PAIRS; i++)
+            query[h * PAIRS + i] = held(i) ? scale * q[(first_head + h) * ROW + row_pair(i)] : vec2(0.0);
+        ARRAY_LOOP for (uint i = 0u; i < LATENT_PAIRS; i++) acc[h * LATENT_PAIRS + i] = vec2(0.0);
         top[h] = LOWEST;
         sum[h] = 0.0;
     }
@@ -91,14 +93,14 @@ void main() {
         float score[HEADS];
         [[unroll]] for (uint h = 0u; h < HEADS; h++) score[h] = HIDDEN;
         [[dont_unroll]] for (uint k = 0u; k < rows; k++) {
-            uint base = (j + k) * ROW;
+            uint base = (j + k) * ROW_WORDS(ROW);
             float partial[HEADS];
             [[unroll]] for (uint h = 0u; h < HEADS; h++) partial[h] = 0.0;
-            [[unroll]] for (uint i = 0u; i < WORDS; i++) {
-                vec2 v = unpacked_pair(cache[base + (held(i) ? row_word(i) : 0u)]);
+            [[unroll]] for (uint i = 0u; i < PAIRS; i++) {
+                vec2 v = STORED_PAIR(cache, base, ROW, held(i) ? row_word(i) : 0u, i % PAIRS_A_WORD);
                 [[unroll]] for (uint h = 0u; h < HEADS; h++) {
-                    partial[h] += query[h * WORDS + i].x * v.x;
-                    partial[h] += query[h * WORDS + i].y * v.y;
+                    partial[h] += query[h * PAIRS + i].x * v.x;
+                    partial[h] += query[h * PAIRS + i].y * v.y;
                 }
             }
             [[unroll]] for (uint h = 0u; h < HEADS; h++) {
@@ -112,24 +114,24 @@ void main() {
             top[h] = highest;
             score[h] = exp(score[h] - highest);
             sum[h] = sum[h] * shrink + subgroupAdd(score[h]);
-            [[unroll]] for (uint i = 0u; i < LATENT_WORDS; i++) acc[h * LATENT_WORDS + i] *= shrink;
+            [[unroll]] for (uint i = 0u; i < LATENT_PAIRS; i++) acc[h * LATENT_PAIRS + i] *= shrink;
         }
         [[dont_unroll]] for (uint k = 0u; k < rows; k++) {
 #ifdef REDUNDANT_V
-            uint base = (j + k) * (LATENT / 2u);
+            uint base = (j + k) * ROW_WORDS(LATENT / 2u);
 #else
-            uint base = (j + k) * ROW;
+            uint base = (j + k) * ROW_WORDS(ROW);
 #endif
             float p[HEADS];
             [[unroll]] for (uint h = 0u; h < HEADS; h++) p[h] = subgroupShuffle(score[h], k);
-            [[unroll]] for (uint i = 0u; i < LATENT_WORDS; i++) {
-                uint at = base + (held(i) ? row_word(i) : 0u);
+            [[unroll]] for (uint i = 0u; i < LATENT_PAIRS; i++) {
+                uint word = held(i) ? row_word(i) : 0u;
 #ifdef REDUNDANT_V
-                vec2 v = unpacked_pair(values[at]);
+                vec2 v = STORED_PAIR(values, base, LATENT / 2u, word, i % PAIRS_A_WORD);
 #else
-                vec2 v = unpacked_pair(cache[at]);
+                vec2 v = STORED_PAIR(cache, base, ROW, word, i % PAIRS_A_WORD);
 #endif
-                [[unroll]] for (uint h = 0u; h < HEADS; h++) acc[h * LATENT_WORDS + i] += p[h] * v;
+                [[unroll]] for (uint h = 0u; h < HEADS; h++) acc[h * LATENT_PAIRS + i] += p[h] * v;
             }
         }
     }
@@ -137,8 +139,8 @@ void main() {
     [[unroll]] for (uint h = 0u; h < HEADS; h++) {
         uint slot = (first_head + h) * slots_a_head + slot_offset + split;
         float norm = partial_sums ? 1.0 : 1.0 / sum[h];
-        ARRAY_LOOP for (uint i = 0u; i < LATENT_WORDS; i++)
-            if (held(i)) outp[slot * (LATENT / 2u) + row_word(i)] = acc[h * LATENT_WORDS + i] * norm;
+        ARRAY_LOOP for (uint i = 0u; i < LATENT_PAIRS; i++)
+            if (held(i)) outp[slot * (LATENT / 2u) + row_pair(i)] = acc[h * LATENT_PAIRS + i] * norm;
         if (partial_sums && gl_SubgroupInvocationID == 0u) stats[slot] = vec2(top[h], sum[h]);
     }
 }

@@ -11,8 +11,8 @@ layout(binding = 1) readonly buffer Latent { vec2 latent_rope[]; }; // [token][l
 layout(binding = 2) readonly buffer Value { float v_new[]; };     // [token][head][v]
 #define PARAMS_BINDING 3
 #include "params.glsl"
-#include "cache_pair.glsl"
-layout(binding = 4) writeonly buffer KeyCache { PAIR k_cache[]; };
+#include "latent_row.glsl"
+layout(binding = 4) writeonly buffer KeyCache { STORED k_cache[]; };
 #ifdef CACHE_F32
 layout(binding = 5) buffer ValueCache { float v_cache[]; };
 #else

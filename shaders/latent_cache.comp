@@ -1,12 +1,13 @@
 #version 450
 // What a token adds to the latent cache: attn_kv_a_mqa's output, its first LATENT entries normed, its last ROPE entries
-// rotated, stored in the row of the token's position (cache_pair.glsl says as what).
+// rotated, stored in the row of the token's position (latent_row.glsl says how).
 // REDUNDANT_V: a second copy of the normed part, as runtimes keep it whose attention wants a V of its own.
 // SHARD: the buffers hold only the positions from `first` to `last`, and other tokens are left alone.
 // PER_HEAD: no cache here; normed part and rotated key go to f32 scratch, from which each head's K and V are expanded.
 #extension GL_GOOGLE_include_directive : require
 #extension GL_KHR_shader_subgroup_basic : require
 #extension GL_KHR_shader_subgroup_arithmetic : require
+#extension GL_EXT_control_flow_attributes : require
 
 layout(local_size_x_id = 0) in;
 layout(binding = 0) readonly buffer Input { vec2 kv[]; };
@@ -15,14 +16,14 @@ layout(binding = 1) readonly buffer Weight { vec2 weight[]; };
 #include "rope.glsl"
 #define PARAMS_BINDING 3
 #include "params.glsl"
-#include "cache_pair.glsl"
+#include "latent_row.glsl"
 #ifdef PER_HEAD
 layout(binding = 4) writeonly buffer Scratch { vec2 expanded[]; }; // [token][latent + rope]
 #else
-layout(binding = 4) writeonly buffer Cache { PAIR cache[]; };      // [position][(latent + rope) / 2]
+layout(binding = 4) writeonly buffer Cache { STORED cache[]; };    // [position][ROW_WORDS]
 #endif
 #ifdef REDUNDANT_V
-layout(binding = 5) writeonly buffer ValueCache { PAIR values[]; }; // [position][latent / 2]
+layout(binding = 5) writeonly buffer ValueCache { STORED values[]; }; // [position][ROW_WORDS]
 #endif
 
 layout(push_constant) uniform Push {
@@ -36,10 +37,52 @@ layout(push_constant) uniform Push {
 #endif
 };
 
+// Pair i of what the token at `position` adds, of the normed part's inverse root mean square.
+vec2 added_pair(uint i, uint token, uint position, float inverse_rms) {
+    uint latent_pairs = latent / 2u, rope_pairs = rope / 2u;
+    vec2 v = kv[token * (latent_pairs + rope_pairs) + i];
+    return i < latent_pairs ? v * inverse_rms * weight[i] : rope_pair(v, position, i - latent_pairs, rope_pairs, n_high);
+}
+
+#ifdef QUANTISED
+// `copy`: into the values' own copy.
+void put(bool copy, uint at, uint word) {
+#ifdef REDUNDANT_V
+    if (copy) {
+        values[at] = word;
+        return;
+    }
+#endif
+    cache[at] = word;
+}
+
+// The token's first `width` pairs. A lane makes two blocks, whose scales share a word.
+void store_row(bool copy, uint width, uint row, uint token, uint position, float inverse_rms) {
+    uint base = row * ROW_WORDS(width);
+    for (uint two = gl_SubgroupInvocationID; 2u * two < BLOCKS(width); two += gl_SubgroupSize) {
+        vec2 scales = vec2(0.0);
+        [[unroll]] for (uint k = 0u; k < 2u; k++) {
+            uint block = 2u * two + k;
+            if (block < BLOCKS(width)) {
+                vec2 v[BLOCK_PAIRS];
+                [[unroll]] for (uint i = 0u; i < BLOCK_PAIRS; i++) {
+                    uint pair = block * BLOCK_PAIRS + i;
+                    v[i] = pair < width ? added_pair(pair, token, position, inverse_rms) : vec2(0.0);
+                }
+                uint words[BLOCK_WORDS];
+                scales[k] = quantised_block(v, words);
+                [[unroll]] for (uint w = 0u; w < BLOCK_WORDS; w++) put(copy, base + block * BLOCK_WORDS + w, words[w]);
+            }
+        }
+        put(copy, base + BLOCKS(width) * BLOCK_WORDS + two, packHalf2x16(scales));
+    }
+}
+#endif
+
 void main() {
     uint token = gl_WorkGroupID.x;
     if (token >= n_tokens) return;
-    uint latent_pairs = latent / 2u, rope_pairs = rope / 2u, pairs = latent_pairs + rope_pairs;
+    uint latent_pairs = latent / 2u, pairs = latent_pairs + rope / 2u;
     uint source = token * pairs, position = n_past + token, row = position;
 #ifdef SHARD
     if (position < first || position >= last) return;
@@ -47,10 +90,15 @@ void main() {
 #endif
     float squares = 0.0;
     for (uint i = gl_SubgroupInvocationID; i < latent_pairs; i += gl_SubgroupSize) squares += dot(kv[source + i], kv[source + i]);
-    float scale = inversesqrt(subgroupAdd(squares) / float(latent) + eps);
+    float inverse_rms = inversesqrt(subgroupAdd(squares) / float(latent) + eps);
+#ifdef QUANTISED
+    store_row(false, pairs, row, token, position, inverse_rms);
+#ifdef REDUNDANT_V
+    store_row(true, latent_pairs, row, token, position, inverse_rms);
+#endif
+#else
     for (uint i = gl_SubgroupInvocationID; i < pairs; i += gl_SubgroupSize) {
-        vec2 v = i < latent_pairs ? kv[source + i] * scale * weight[i]
-                                  : rope_pair(kv[source + i], position, i - latent_pairs, rope_pairs, n_high);
+        vec2 v = added_pair(i, token, position, inverse_rms);
 #ifdef PER_HEAD
         expanded[token * pairs + i] = v;
 #else
@@ -60,4 +108,5 @@ void main() {
         if (i < latent_pairs) values[row * latent_pairs + i] = packed_pair(v);
 #endif
     }
+#endif
 }

@@ -47,7 +47,7 @@ def agreement(model: Path, device: list[str]) -> tuple[float, float]:
         latentvk("logits", str(model), "--tokens", ",".join(map(str, TOKENS)), "-o", str(out), *device)
         found = np.load(out)["logits"]
     reference = Reference.from_gguf(GGUFFile.open(model))
-    expected = reference.logits(TOKENS, cache_dtype=np.float16)
+    expected = reference.logits(TOKENS, cache_type=np.float16)
     margin = float(reference.routing_margins(TOKENS).min())
     return float(np.abs(found - expected).max() / np.abs(expected).max()), margin
 

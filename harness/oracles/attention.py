@@ -6,11 +6,14 @@ from collections.abc import Iterator, Mapping
 from itertools import pairwise
 
 import numpy as np
+from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
 from harness.oracles.activations import floats
 from harness.oracles.case import CANARY, Case, Draft, Expected, Target, U, anything
+from harness.oracles.latent_rows import Stored
 from model import kernels
+from model.attention import lane_pairs
 from model.reference.ops import softmax
 from vkbackend.kernel import Kernel
 from vkbackend.physical import DeviceInfo
@@ -18,10 +21,16 @@ from vkbackend.physical import DeviceInfo
 Doubles = NDArray[np.float64]
 Floating = NDArray[np.floating]
 SCALE = float(np.float32(0.1443))
+EXACT_SCALE = 2.0**-10  # of whole numbers up to 127: scores of some units, and the product with it is exact
 
 
-def attended(q: Floating, rows: Floating, values: Floating, n_past: int, scale: float) -> tuple[Doubles, Doubles]:
-    """Causal attention in float64, and what f32 may differ by. q [T, H, R + P], rows [n, R + P], values [n, R]."""
+def attended(
+    q: Floating, rows: Floating, values: Floating, n_past: int, scale: float, exact: bool = False
+) -> tuple[Doubles, Doubles]:
+    """Causal attention in float64, and what f32 may differ by. q [T, H, R + P], rows [n, R + P], values [n, R].
+
+    ``exact``: the numbers are such that scores are sums without rounding.
+    """
     q64, rows64, values64 = q.astype(np.float64), rows.astype(np.float64), values.astype(np.float64)
     out, error = np.empty((*q.shape[:2], values.shape[1])), np.empty((*q.shape[:2], values.shape[1]))
     for t in range(q.shape[0]):
@@ -32,17 +41,19 @@ def attended(q: Floating, rows: Floating, values: Floating, n_past: int, scale: 
         # A score sums R + P products, by pairs in the lanes; a weight is exp of it (3 + 2 |x| places), rescaled at each
         # tile and divided by a sum that is off by as much again; the output sums n weighted values.
         sums = scale * np.abs(q64[t]) @ np.abs(rows64[:n]).T
-        score_error = U * (q.shape[-1] + 3) * sums.max(axis=1, keepdims=True)
+        score_error = 0.0 if exact else U * (q.shape[-1] + 3) * sums.max(axis=1, keepdims=True)
         spread = np.ptp(scores, axis=1, keepdims=True)
         relative = 2 * (score_error + 2 * U * (3 + 2 * spread) + U * n)
         error[t] = (relative + U * n) * (weights @ np.abs(values64[:n]))
     return out, error
 
 
-def attention_spec(lanes: int, latent: int, rope: int, heads: int, splits: int) -> dict[str, int]:
+def attention_spec(
+    lanes: int, latent: int, rope: int, heads: int, splits: int, kind: GGMLQuantizationType = GGMLQuantizationType.F16
+) -> dict[str, int]:
     """The kernel's constants for rows of ``latent`` + ``rope``, ``heads`` a workgroup and tiles of 8 rows."""
-    words = {"LATENT_WORDS": -(-latent // 2 // lanes), "ROPE_WORDS": -(-rope // 2 // lanes)}
-    return {"LATENT": latent, "ROPE": rope, "HEADS": heads, "TILE": 8, "SPLITS": splits, **words}
+    pairs = {"LATENT_PAIRS": lane_pairs(latent, kind, lanes), "ROPE_PAIRS": lane_pairs(rope, kind, lanes)}
+    return {"LATENT": latent, "ROPE": rope, "HEADS": heads, "TILE": 8, "SPLITS": splits, **pairs}
 
 
 def latent_case(
@@ -55,35 +66,43 @@ def latent_case(
     n_past: int,
     tokens: int,
     edges: tuple[int, ...] = (),
+    exact: bool = False,
 ) -> Case:
     """``tokens`` attend to a cache of ``n_past`` rows and their own; with ``edges`` a launch for each range between.
 
     With REDUNDANT_V the values' own copy holds other numbers, to see that it is the one that is read. A chunk has room
-    for two tokens more, which must stay as they were.
+    for two tokens more, which must stay as they were. ``exact`` draws whole numbers whose scores f32 sums without
+    rounding, so that the tolerance is some hundred times smaller.
     """
     latent, rope, splits = spec["LATENT"], spec["ROPE"], spec["SPLITS"]
     capacity, n_ctx = (1, n_past + 9) if tokens == 1 else (tokens + 2, n_past + tokens + 9)
     what = f"{tokens} tokens of {heads} heads after {n_past}" + (f", shards {edges}" if edges else "")
+    what += ", whole numbers" if exact else ""
     draft = Draft(info, what)
-    dtype: type[np.floating] = np.float32 if "CACHE_F32" in kernel.macros else np.float16
+    stored = Stored.of(kernel)
     q = (2 * rng.standard_normal((capacity, heads, latent + rope))).astype(np.float32)
-    rows = rng.standard_normal((n_ctx, latent + rope)).astype(dtype)
+    q = np.round(q) if exact else q
+    draw = stored.exact if exact else floats
+    scale = EXACT_SCALE if exact else SCALE
+    packed = stored.pack(draw(rng, n_ctx, latent + rope))
     redundant = "REDUNDANT_V" in kernel.macros
-    values: Floating = rng.standard_normal((n_ctx, latent)).astype(dtype) if redundant else rows[:, :latent]
+    packed_values = stored.pack(draw(rng, n_ctx, latent)) if redundant else packed
+    rows = stored.unpack(packed.view(np.uint32), latent + rope)
+    values = stored.unpack(packed_values.view(np.uint32), latent) if redundant else rows[:, :latent]
     slots = splits * max(1, len(edges) - 1)
     out, stats = draft.canary(capacity, heads, latent, name="out"), draft.canary(capacity * slots, heads, 2)
     joined = slots > 1 or bool(edges)
     parts = draft.canary(capacity * slots, heads, latent) if joined else out
     buffers = {"q": draft.upload(q), "out": parts, "stats": stats, "params": draft.params(n_past, tokens)}
     grid = (heads // spec["HEADS"], splits, capacity)
-    push: dict[str, int | float] = {"heads": heads, "scale": SCALE}
+    push: dict[str, int | float] = {"heads": heads, "scale": scale}
     for index, (first, end) in enumerate(pairwise(edges) if edges else [(0, n_ctx)]):
-        own = {"cache": draft.upload(rows[first:end])}
-        own |= {"values": draft.upload(values[first:end])} if redundant else {}
+        own = {"cache": draft.upload(packed[first:end])}
+        own |= {"values": draft.upload(packed_values[first:end])} if redundant else {}
         of = {"first": first, "last": end, "slot_first": index * splits, "slots": slots} if edges else {}
         draft.launch(kernel, buffers | own, grid, spec=spec, push=push | of)
     expected, tolerance = np.full((capacity, heads, latent), float(CANARY)), np.zeros((capacity, heads, latent))
-    expected[:tokens], tolerance[:tokens] = attended(q[:tokens], rows, values, n_past, SCALE)
+    expected[:tokens], tolerance[:tokens] = attended(q[:tokens], rows, values, n_past, scale, exact)
     found = {out: Expected(expected, tolerance=tolerance, axes=("token", "head", "element"))}
     if joined:
         combine = {"parts": parts, "stats": stats, "out": out}
@@ -101,18 +120,16 @@ def far_case(info: DeviceInfo, kernel: Kernel, spec: Mapping[str, int]) -> Case:
     greater one. All weight is on the last row, whose value comes out to the bit."""
     draft = Draft(info, "scores far apart and far from zero")
     latent, rope, heads, n = spec["LATENT"], spec["ROPE"], spec["HEADS"], 40
-    rows = np.zeros((n, latent + rope), np.float16)
+    stored, rows = Stored.of(kernel), np.zeros((n, latent + rope), np.float32)
     rows[:, 0] = np.linspace(-1000, 1000, n)
     rows[:, 1] = np.arange(n)
     q = np.zeros((1, heads, latent + rope), np.float32)
     q[..., 0] = 30
     out, stats = draft.canary(heads, latent), draft.canary(heads, 2)
-    dtype = np.float32 if "CACHE_F32" in kernel.macros else np.float16
-    buffers = {"q": draft.upload(q), "cache": draft.upload(rows.astype(dtype)), "out": out, "stats": stats}
+    buffers = {"q": draft.upload(q), "cache": draft.upload(stored.pack(rows)), "out": out, "stats": stats}
     buffers["params"] = draft.params(n - 1, 1)
     draft.launch(kernel, buffers, (1, 1, 1), spec=spec, push={"heads": heads, "scale": 1.0})
-    expected = np.zeros((heads, latent), np.float32)
-    expected[:, :2] = 1000, n - 1
+    expected = np.tile(stored.rounded(rows)[-1, :latent], (heads, 1)) + np.float32(0.0)  # no -0: it is a sum
     return draft.case({out: Expected(expected, axes=("head", "element")), stats: Expected(np.full((heads, 2), CANARY))})
 
 
@@ -128,6 +145,7 @@ def latent_cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
         heads = spec["HEADS"] * int(rng.integers(1, 3))
         edges = ((0, 7, 8, 20, end) if end > 20 else (0, 1, 4, end)) if target.has("SHARD") else ()
         yield latent_case(info, rng, kernel, spec, heads=heads, n_past=n_past, tokens=tokens, edges=edges)
+        yield latent_case(info, rng, kernel, spec, heads=heads, n_past=n_past, tokens=tokens, edges=edges, exact=True)
     if not (single or target.has("SHARD") or target.has("REDUNDANT_V")):
         yield far_case(info, kernel, spec)
 

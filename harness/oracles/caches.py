@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
 from harness.oracles.activations import floats, norm_error
-from harness.oracles.case import CANARY, UNTOUCHED, Case, Draft, Expected, Target, U
+from harness.oracles.case import CANARY, Case, Draft, Expected, Target, U
+from harness.oracles.latent_rows import Stored
 from model import kernels
 from model.config import ModelConfig
 from model.presets import PRESETS
@@ -21,8 +22,6 @@ from vkbackend.kernel import Kernel
 from vkbackend.physical import DeviceInfo
 
 GLM = PRESETS["glm-4.7-flash"]
-F16_STEP = 2.0**-10  # one unit in the last place: GLSL leaves the rounding of packHalf2x16 to the device
-F16_SMALLEST = 2.0**-24  # the step of its subnormal numbers
 Doubles = NDArray[np.float64]
 
 
@@ -89,26 +88,6 @@ def rope_cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
         yield rope_case(target.info, rng, rope, n_past, True, heads=3, tokens=tokens)
 
 
-@dataclass(frozen=True)
-class _Stored:
-    """How a cache holds its numbers, and what that adds to an error."""
-
-    f32: bool
-
-    @property
-    def dtype(self) -> type[np.floating]:
-        return np.float32 if self.f32 else np.float16
-
-    def empty(self, *shape: int) -> NDArray[np.floating]:
-        """A cache that was not written: halves of UNTOUCHED's words, or floats."""
-        if self.f32:
-            return np.full(shape, CANARY)
-        return np.full(int(np.prod(shape)) // 2, UNTOUCHED, np.uint32).view(np.float16).reshape(shape)
-
-    def error(self, values: Doubles) -> Doubles | float:
-        return 0.0 if self.f32 else F16_STEP * np.abs(values) + F16_SMALLEST
-
-
 def latent_case(
     info: DeviceInfo,
     rng: np.random.Generator,
@@ -139,38 +118,40 @@ def latent_case(
         expected, tolerance = np.full((capacity, latent + rope), float(CANARY)), np.zeros((capacity, latent + rope))
         expected[:tokens], tolerance[:tokens] = added, error
         return draft.case({out: Expected(expected, tolerance=tolerance, axes=("token", "element"))})
-    stored = _Stored("CACHE_F32" in macros)
-    error = error + stored.error(added)
-    rows = {"cache": (stored.empty(n_ctx, latent + rope), added, error)}
+    stored = Stored.of(kernel)
+    rows = {"cache": (latent + rope, added, error)}
     if "REDUNDANT_V" in macros:
-        rows["values"] = stored.empty(n_ctx, latent), added[:, :latent], error[:, :latent]
+        rows["values"] = latent, added[:, :latent], error[:, :latent]
     found = {}
-    ranges = list(pairwise(edges)) or [(0, n_ctx)]
-    for first, end in ranges:
-        made = {name: draft.upload(before[first:end]) for name, (before, _, _) in rows.items()}
+    for first, end in list(pairwise(edges)) or [(0, n_ctx)]:
+        made = {name: stored.empty(n_ctx, width)[first:end] for name, (width, _, _) in rows.items()}
+        buffers_here = {name: draft.upload(before) for name, before in made.items()}
         here = push | ({"first": first, "last": end} if "SHARD" in macros else {})
-        draft.launch(kernel, buffers | made, (capacity, 1, 1), push=here)
-        for name, (before, values, of_values) in rows.items():
-            expected, tolerance = before.astype(np.float64), np.zeros(before.shape)
-            expected[n_past : n_past + tokens], tolerance[n_past : n_past + tokens] = values, of_values
-            found[made[name]] = Expected(
-                expected[first:end], stored.dtype, tolerance[first:end], axes=(f"position {first} +", "element")
+        draft.launch(kernel, buffers | buffers_here, (capacity, 1, 1), push=here)
+        written = slice(max(n_past, first), max(min(n_past + tokens, end), max(n_past, first)))
+        of_tokens = slice(written.start - n_past, written.stop - n_past)
+        for name, (width, values, of_values) in rows.items():
+            off = of_values + stored.error(values)
+            found[buffers_here[name]] = stored.expected(
+                made[name],
+                width,
+                slice(written.start - first, written.stop - first),
+                values[of_tokens],
+                off[of_tokens],
+                (f"position {first} +", "element"),
             )
     return draft.case(found)
 
 
 def latent_cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
     """One token and several, at the first positions and later, widths that are no multiple of the subgroup."""
-    for latent, rope, n_past, tokens in (
-        (44, 12, 7, 3),
-        (64, 12, 0, 1),
-        (512, 64, 255, 4),
-        (
-            2 * int(rng.integers(2, 300)),
-            2 * int(rng.integers(1, 65)),
-            int(rng.integers(0, 900)),
-            int(rng.integers(1, 9)),
-        ),
+    aligned = 8 if Stored.of(target.kernel).quantised else 2  # the key part begins a word
+    drawn = aligned * int(rng.integers(2, 600 // aligned)), 2 * int(rng.integers(1, 65))
+    for (latent, rope), n_past, tokens in (
+        ((aligned * (45 // aligned), 12), 7, 3),
+        ((64, 12), 0, 1),
+        ((512, 64), 255, 4),
+        (drawn, int(rng.integers(0, 900)), int(rng.integers(1, 9))),
     ):
         end = n_past + tokens + 6
         edges = (0, n_past + 1, n_past + 2, end) if target.has("SHARD") else ()
@@ -189,7 +170,7 @@ def per_head_case(
     """
     draft = Draft(info, f"{tokens} tokens after {n_past}, values of {v_dim}")
     heads, nope, rope, latent, n_ctx = 5, 20, 12, 44, -(-(n_past + tokens) // 32) * 32
-    dtype = _Stored("CACHE_F32" in kernel.macros).dtype
+    dtype = Stored.of(kernel).dtype
 
     def numbers(*shape: int) -> NDArray[np.floating]:
         return rng.standard_normal(shape).astype(dtype)

@@ -53,6 +53,7 @@ class Expected:
         axes: what the dimensions of ``values`` count, for the report of a failing element.
         locate: says that of an index instead, where no dimensions do.
         or_zero: elements that may be zero instead, of either sign, where a device may flush subnormal numbers.
+        decode: makes ``values``' shape of the buffer's words where no ``dtype`` does, and how many ``words`` it reads.
     """
 
     values: NDArray[np.generic]
@@ -61,6 +62,8 @@ class Expected:
     axes: tuple[str, ...] = ()
     locate: Callable[[int], str] | None = None
     or_zero: NDArray[np.bool_] | None = None
+    decode: Callable[[NDArray[np.uint32]], NDArray[np.float32]] | None = None
+    words: int = 0
 
 
 @dataclass(frozen=True, eq=False)

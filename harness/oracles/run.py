@@ -83,7 +83,11 @@ def _compare(
 ) -> tuple[Failure | None, float]:
     values = np.asarray(expected.values)
     dtype: np.dtype[Any] = np.dtype(expected.dtype)
-    found = words.view(dtype)[: values.size].reshape(values.shape)
+    if expected.decode is None:
+        found = words.view(dtype)[: values.size].reshape(values.shape)
+        used = -(-values.size * dtype.itemsize // 4)
+    else:
+        found, used = expected.decode(words).reshape(values.shape), expected.words
     tolerance = np.broadcast_to(np.asarray(expected.tolerance, np.float64), values.shape)
     bits = f"u{dtype.itemsize}"
     with np.errstate(all="ignore"):  # canaries and infinities overflow on purpose
@@ -103,7 +107,6 @@ def _compare(
         at = expected.locate(flat) if expected.locate else _coordinates(expected, first)
         numbers = float(found[first]), float(values[first]), float(tolerance[first])
         return Failure(what, f"{name}[{at}]", *numbers, int((~good).sum()) - 1), share
-    used = -(-values.size * dtype.itemsize // 4)
     changed = np.flatnonzero(words[used:] != before[used:])
     if changed.size:
         word = used + int(changed[0])

@@ -10,12 +10,13 @@ from collections.abc import Callable
 from contextlib import ExitStack
 
 import numpy as np
-from gguf import GGML_QUANT_SIZES
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from numpy.typing import NDArray
 
 from harness.shader_work import kind_of
 from harness.timing.job import BenchJob
 from harness.timing.work import routing
+from model.kernels import cache_kind
 from model.layout import UNIT
 from model.random_blocks import random_blocks
 from model.weights import stack_upload
@@ -128,8 +129,12 @@ def _floats(inputs: Inputs, name: str) -> Array:
 
 
 def _cached(inputs: Inputs, name: str) -> Array:
-    kind = np.float32 if "CACHE_F32" in inputs._job.kernel.macros else np.float16
-    return inputs._rng.standard_normal(min(_TILE, 2 * inputs._words(name))).astype(kind)
+    kind = cache_kind(inputs._job.kernel)
+    if kind in (GGMLQuantizationType.F32, GGMLQuantizationType.F16):
+        dtype = np.float32 if kind is GGMLQuantizationType.F32 else np.float16
+        return inputs._rng.standard_normal(min(_TILE, 2 * inputs._words(name))).astype(dtype)
+    # Any bits are quants; without sign and highest exponent bit any half is a scale from 0 to 2.
+    return inputs._rng.integers(0, 2**32, min(_TILE, inputs._words(name)), np.uint32) & np.uint32(0x3FFF3FFF)
 
 
 def _params(inputs: Inputs, name: str) -> Array:

@@ -10,12 +10,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from gguf import GGML_QUANT_SIZES
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from numpy.typing import NDArray
 
 from harness.shader_work import WORK, kind_of
 from harness.timing.job import BenchJob
-from model.layout import UNIT
+from model.kernels import cache_kind
+from model.layout import UNIT, latent_row_bytes
 
 F32 = 4  # bytes
 ELEMENT = "element"
@@ -94,7 +95,9 @@ def _product(job: BenchJob) -> Amount:
 def _attention(job: BenchJob) -> Amount:
     spec, heads, macros = job.choices[0].spec, int(job.push["heads"]), job.kernel.macros
     latent, rope = spec["LATENT"], spec["ROPE"]
-    row = (latent + rope + (latent if "REDUNDANT_V" in macros else 0)) * (4 if "CACHE_F32" in macros else 2)
+    kind = cache_kind(job.kernel)
+    row = latent_row_bytes(latent + rope, kind)
+    row += latent_row_bytes(latent, kind) if "REDUNDANT_V" in macros else 0
     rows = min(job.n_past + job.tokens, int(job.push.get("last", 2**32))) - int(job.push.get("first", 0))
     units = _pairs(job) * heads
     queries, sums = (F32 * job.tokens * heads * width for width in (latent + rope, latent))
@@ -127,10 +130,11 @@ def _norm(job: BenchJob) -> Amount:
 
 
 def _latent_cache(job: BenchJob) -> Amount:
-    latent, rope, macros = job.push["latent"], job.push["rope"], job.kernel.macros
-    width = 4 if "CACHE_F32" in macros or "PER_HEAD" in macros else 2
-    written = job.tokens * (latent + rope + (latent if "REDUNDANT_V" in macros else 0))
-    return Amount(ELEMENT, written, F32 * job.tokens * (latent + rope), width * written)
+    latent, rope, macros = int(job.push["latent"]), int(job.push["rope"]), job.kernel.macros
+    kind = GGMLQuantizationType.F32 if "PER_HEAD" in macros else cache_kind(job.kernel)
+    widths = [latent + rope, *([latent] if "REDUNDANT_V" in macros else [])]
+    written = job.tokens * sum(latent_row_bytes(width, kind) for width in widths)
+    return Amount(ELEMENT, job.tokens * sum(widths), F32 * job.tokens * (latent + rope), written)
 
 
 def _cache_per_head(job: BenchJob) -> Amount:

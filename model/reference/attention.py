@@ -8,6 +8,8 @@ head, as a runtime without MLA does. In exact arithmetic the two are one functio
 from collections.abc import Callable
 
 import numpy as np
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+from gguf.quants import dequantize, quantize
 from numpy.typing import DTypeLike, NDArray
 
 from model.config import ModelConfig
@@ -19,10 +21,12 @@ Weight = Callable[[str], Floats]  # tensor name within the layer -> dequantised 
 
 
 class RowCache:
-    """The rows of past tokens, one array. ``dtype`` rounds them as a device's cache of that type does."""
+    """The rows of past tokens, one array. ``kind`` rounds them as a device's cache of that type does: a NumPy type, or
+    a GGUF type, by whose blocks rows [T, width], padded with zeros, are quantised."""
 
-    def __init__(self, dtype: DTypeLike) -> None:
-        self.dtype = np.dtype(dtype)
+    def __init__(self, kind: DTypeLike | GGMLQuantizationType) -> None:
+        self.quantised = kind if isinstance(kind, GGMLQuantizationType) else None
+        self.dtype = np.dtype(np.float32 if isinstance(kind, GGMLQuantizationType) else kind)
         self.length = 0
         self._rows: np.ndarray | None = None
 
@@ -34,7 +38,7 @@ class RowCache:
             if self._rows is not None:
                 grown[: self.length] = self._rows[: self.length]
             self._rows = grown
-        self._rows[self.length : end] = rows
+        self._rows[self.length : end] = rows if self.quantised is None else _quantised(rows, self.quantised)
         self.length = end
         return self._rows[:end].astype(rows.dtype)
 
@@ -43,15 +47,21 @@ class RowCache:
         self.length = min(self.length, length)
 
 
+def _quantised(rows: Floats, kind: GGMLQuantizationType) -> Floats:
+    block = GGML_QUANT_SIZES[kind][0]
+    padded = np.pad(rows.astype(np.float32), ((0, 0), (0, -rows.shape[1] % block)))
+    return dequantize(quantize(padded, kind), kind)[:, : rows.shape[1]]
+
+
 class LayerCache:
     """One layer's cache: ``rows`` [n, R+P] for "latent"; ``rows`` [n, H, N+P] with ``values`` [n, H, V] for "expanded".
 
-    ``dtype`` as in RowCache.
+    ``kind`` as in RowCache.
     """
 
-    def __init__(self, dtype: DTypeLike) -> None:
-        self.rows = RowCache(dtype)
-        self.values = RowCache(dtype)
+    def __init__(self, kind: DTypeLike | GGMLQuantizationType) -> None:
+        self.rows = RowCache(kind)
+        self.values = RowCache(kind)
 
     def rewind(self, length: int) -> None:
         self.rows.rewind(length)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
+from gguf import GGMLQuantizationType
 from numpy.typing import DTypeLike
 
 from model.config import ModelConfig
@@ -18,17 +19,18 @@ DEFAULT_CHUNK = 256  # tokens a step: bounds the scores, H*T*n numbers, on long 
 _HEAD_ROWS = 8192  # vocabulary rows dequantised at a time for the logits
 
 Trace = Callable[[str, int, np.ndarray], None]
+CacheType = DTypeLike | GGMLQuantizationType
 
 
 class State:
     """A sequence in progress: the path it is computed on, its position, and each layer's cache."""
 
-    def __init__(self, config: ModelConfig, path: str, cache_dtype: DTypeLike) -> None:
+    def __init__(self, config: ModelConfig, path: str, cache_type: CacheType) -> None:
         if path not in PATHS:
             raise InputError(f"reference path {path!r} is unknown: choose one of {', '.join(PATHS)}")
         self.path = path
         self.n_past = 0
-        self.layers = [LayerCache(cache_dtype) for _ in range(config.n_layer)]
+        self.layers = [LayerCache(cache_type) for _ in range(config.n_layer)]
 
     def rewind(self, n_past: int) -> None:
         """Go back to ``n_past`` tokens; later ones are forgotten."""
@@ -55,9 +57,10 @@ class Reference:
         """Raises InputError where ``ModelConfig.from_gguf`` does."""
         return cls(DequantisedWeights(gguf_file), ModelConfig.from_gguf(gguf_file), dtype)
 
-    def start(self, path: str = "latent", cache_dtype: DTypeLike | None = None) -> State:
-        """An empty sequence. ``cache_dtype`` rounds what is cached, np.float16 as a device does (None: no rounding)."""
-        return State(self.config, path, self.dtype if cache_dtype is None else cache_dtype)
+    def start(self, path: str = "latent", cache_type: CacheType | None = None) -> State:
+        """An empty sequence. ``cache_type`` rounds what is cached, np.float16 or a GGUF type as a device does; None:
+        nothing is rounded."""
+        return State(self.config, path, self.dtype if cache_type is None else cache_type)
 
     def step(self, tokens: Sequence[int], state: State, trace: Trace | None = None) -> Floats:
         """Append ``tokens`` to the sequence. -> hidden states after the last layer, before ``output_norm``, [T, D].
@@ -86,24 +89,24 @@ class Reference:
         tokens: Sequence[int],
         path: str = "latent",
         chunk: int | None = None,
-        cache_dtype: DTypeLike | None = None,
+        cache_type: CacheType | None = None,
     ) -> Floats:
         """Logits at every position of a fresh sequence, ``chunk`` tokens at a time (None: 256). -> [T, n_vocab]."""
-        return np.concatenate([self.head(h) for h in self._chunks(tokens, self.start(path, cache_dtype), chunk)])
+        return np.concatenate([self.head(h) for h in self._chunks(tokens, self.start(path, cache_type), chunk)])
 
     def generate(
         self,
         tokens: Sequence[int],
         n_tokens: int,
         path: str = "latent",
-        cache_dtype: DTypeLike | None = None,
+        cache_type: CacheType | None = None,
         chunk: int | None = None,
     ) -> list[int]:
         """The ``n_tokens`` greedy continuations of ``tokens``; ties go to the lowest id, and no end token stops it.
 
         Ids that stand for no token are never chosen.
         """
-        state = self.start(path, cache_dtype)
+        state = self.start(path, cache_type)
         for hidden in self._chunks(tokens, state, chunk):
             last = hidden[-1:]
         out: list[int] = []

@@ -205,21 +205,23 @@ class SmallModel:
 
     @cached_property
     def exact(self) -> Callable[[CachePath], tuple[np.ndarray, float]]:
-        """For a path: float64 logits of ``prompt`` with an f16 cache, and the most that the cache's rounding does.
+        """For a path: float64 logits of ``prompt`` with a cache of its type, and the most that its rounding does.
 
         A device computes in f32, so that some cached numbers fall on the other neighbouring half: each such number is
         off by one rounding step more. As only few do, all together do less than rounding the whole cache did.
         """
         reference = Reference.from_gguf(self.gguf, np.float64)
-        found: dict[str, tuple[np.ndarray, float]] = {}
+        found: dict[tuple[str, str], tuple[np.ndarray, float]] = {}
 
         def of(path: CachePath) -> tuple[np.ndarray, float]:
             way = "expanded" if path.layout is CacheLayout.PER_HEAD else "latent"
-            if way not in found:
-                rounded = reference.logits(self.prompt, way, cache_dtype=np.float16)
+            key = way, path.cache_type
+            if key not in found:
+                kind = np.float16 if path.cache_type == "f16" else path.kind
+                rounded = reference.logits(self.prompt, way, cache_type=kind)
                 effect = np.abs(rounded - reference.logits(self.prompt, way)).max()
-                found[way] = rounded, float(effect)
-            return found[way]
+                found[key] = rounded, float(effect)
+            return found[key]
 
         return of
 

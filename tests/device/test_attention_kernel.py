@@ -7,6 +7,7 @@ from helpers import hold
 from harness.oracles.attention import attention_spec, far_case, latent_case
 from model import kernels
 from model.attention import AttentionShape
+from model.layout import CACHE_TYPES, pairs_a_word
 from model.presets import PRESETS
 from vkbackend.device import Device
 from vkbackend.kernel import Kernel
@@ -81,10 +82,12 @@ def test_scores_far_apart_and_far_from_zero(device: Device) -> None:
     hold(device, far_case(device.info, kernels.ATTENTION_LATENT, spec))
 
 
-def test_cut_fits_the_device_and_divides_the_heads(device: Device) -> None:
-    config = PRESETS["glm-4.7-flash"]
-    shape = AttentionShape.choose(device, config)
+@pytest.mark.parametrize("cache", ["f16", "f32", "q8_0", "q4_0"])
+def test_cut_fits_the_device_and_divides_the_heads(device: Device, cache: str) -> None:
+    config, kind = PRESETS["glm-4.7-flash"], CACHE_TYPES[cache]
+    shape = AttentionShape.choose(device, config, kind)
+    assert shape.latent_pairs % pairs_a_word(kind) == shape.rope_pairs % pairs_a_word(kind) == 0
     assert config.n_head % shape.heads == 0
-    assert shape.latent_words * device.subgroup_size * 2 >= config.kv_lora
-    assert shape.rope_words * device.subgroup_size * 2 >= config.qk_rope
+    assert shape.latent_pairs * device.subgroup_size * 2 >= config.kv_lora
+    assert shape.rope_pairs * device.subgroup_size * 2 >= config.qk_rope
     assert shape.splits >= 1

@@ -80,8 +80,8 @@ def test_an_f32_cache_from_the_command_line(capsys: Captured) -> None:
     assert np.abs(run_logits("--cache", "f16") - latent).max() > 1e-4 * np.abs(latent).max()
     assert main(["bench", "-p", "0", "-n", "2", "-r", "1", "--cache", "f32", "--json", "-"]) == 0
     capsys.readouterr()
-    assert main(["logits", "--tokens", "1", "-o", "o.npz", "--cache", "q8_0"]) == 2
-    error = "cache type 'q8_0' has no kernel, expected one of f16, f32; choose one with --cache"
+    assert main(["logits", "--tokens", "1", "-o", "o.npz", "--cache", "q5_1"]) == 2
+    error = "cache type 'q5_1' has no kernel, expected one of f16, f32, q8_0, q4_0; choose one with --cache"
     assert capsys.readouterr().err == f"latentvk: error: {error}\n"
 
 

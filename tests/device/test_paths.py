@@ -5,7 +5,8 @@ import pytest
 from small_models import SmallModel
 
 from model.engine import Session
-from model.layout import PATHS
+from model.layout import PATHS, get_path, pairs_a_word
+from vkbackend.errors import InputError
 
 
 def test_prompts_route_safely(small: SmallModel) -> None:
@@ -69,6 +70,29 @@ def test_an_f32_cache_leaves_only_the_rounding_of_f32(small: SmallModel, path: s
     assert 20 * rounding < small.exact(PATHS[path])[1]
 
 
+@pytest.mark.parametrize("cache", ["q8_0", "q4_0"])
+@pytest.mark.parametrize("path", ["mla", "mla-v"])
+def test_a_quantised_cache_rounds_as_ggmls_blocks_do(small: SmallModel, path: str, cache: str) -> None:
+    """Prompted in chunks that are not full, and decoded. The copy of V has blocks of its own, the row's end another."""
+    made = get_path(path, cache)
+    if small.config.kv_lora % (2 * pairs_a_word(made.kind)):
+        with pytest.raises(InputError, match=f"kv_lora_rank {small.config.kv_lora}, expected a multiple of 8"):
+            small.session(path, 7, cache)
+        return
+    expected, tolerance = small.exact(made)
+    found = small.logits(path, 7, cache)
+    same_blocks = path == "mla" or small.config.kv_lora % 32 == 0
+    if same_blocks:
+        assert np.abs(found - expected).max() <= tolerance
+    # Far more than f16 rounds, and no more than the type does: q8_0 keeps 7 bits of a block's largest, q4_0 three.
+    rounding = np.abs(found - small.exact_f32[0]).max()
+    assert small.exact(PATHS[path])[1] < rounding < 3 * tolerance
+    opened = small.session(path, 7, cache)
+    opened.prompt(small.prompt[:-1], "none")
+    opened.decode(small.prompt[-1])
+    assert np.abs(opened.last_logits() - found[-1]).max() <= tolerance
+
+
 def greedy(opened: Session, prompt: list[int], count: int) -> tuple[list[int], float]:
     """``count`` greedy tokens, and the smallest lead that one of them had over the second best."""
     first = opened.prompt(prompt)
@@ -98,7 +122,7 @@ def test_paths_generate_the_same_tokens(embedded: SmallModel) -> None:
     _, prompt, expected = max(choices)
     for path, chunk in (("mla", 1), ("mla-v", 7), ("mha", 64)):
         assert greedy(embedded.session(path, chunk), prompt, count)[0] == expected, path
-    assert embedded.reference.generate(prompt, count, cache_dtype=np.float16) == expected
+    assert embedded.reference.generate(prompt, count, cache_type=np.float16) == expected
 
 
 def test_long_context_crosses_splits_and_tables(embedded: SmallModel) -> None:

@@ -54,7 +54,7 @@ def test_rows_without_a_token_have_logits_and_are_never_chosen(
     assert beyond >= 3
     session.rewind(0)
     first = session.prompt(lite.prompt)
-    expected = Reference.from_gguf(GGUFFile.open(path)).generate(lite.prompt, 1, cache_dtype=np.float16)
+    expected = Reference.from_gguf(GGUFFile.open(path)).generate(lite.prompt, 1, cache_type=np.float16)
     assert first is not None and [int(first[: c.n_tokens].argmax())] == expected
     session.close()
     model.close()

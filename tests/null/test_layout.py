@@ -21,6 +21,7 @@ from model.layout import (
     cache_elements_per_token_layer,
     get_path,
     max_context,
+    require_whole_words,
     tensor_bytes,
     total_parameters,
     weight_bytes,
@@ -61,9 +62,10 @@ def test_glm_blow_up() -> None:
 
 
 def test_quantised_rows_are_padded_one_by_one() -> None:
-    # BASE: rows of 23 + 6 = 29 and 23 latent, 5 heads of 13 key and 11 value: each one block of 32 = 34 bytes
-    assert cache_bytes_per_token(BASE, CacheLayout.LATENT, "q8_0") == 3 * 34
-    assert cache_bytes_per_token(BASE, CacheLayout.LATENT_V, "q8_0") == 3 * 2 * 34
+    # BASE: rows of 23 + 6 = 29 and 23 latent, 5 heads of 13 key and 11 value: each one block of 32 = 34 bytes,
+    # and a latent row's one scale takes a word.
+    assert cache_bytes_per_token(BASE, CacheLayout.LATENT, "q8_0") == 3 * 36
+    assert cache_bytes_per_token(BASE, CacheLayout.LATENT_V, "q8_0") == 3 * 2 * 36
     assert cache_bytes_per_token(BASE, CacheLayout.PER_HEAD, "q8_0") == 3 * 10 * 34
     # A plain key is padded too, to the 32 columns that a matrix kernel reads at once.
     assert cache_bytes_per_token(BASE, CacheLayout.PER_HEAD, "f16") == 3 * 5 * (32 + 11) * 2
@@ -186,6 +188,21 @@ def test_overrides() -> None:
     )
 
 
+def test_rotated_parts_begin_a_word() -> None:
+    for name, kv_lora, refused in (("q8_0", 44, False), ("q8_0", 42, True), ("q4_0", 44, True), ("f16", 42, False)):
+        config, path = replace(GLM, kv_lora=kv_lora), get_path("mla", name)
+        if not refused:
+            require_whole_words(config, path)
+            continue
+        with pytest.raises(InputError) as caught:
+            require_whole_words(config, path)
+        aligned = {"q8_0": 4, "q4_0": 8}[name]
+        assert str(caught.value) == (
+            f"kv_lora_rank {kv_lora}, expected a multiple of {aligned} for a cache of {name}; choose another with "
+            "--cache"
+        )
+
+
 def test_paths_over_a_cache_of_each_type() -> None:
     assert get_path("mla") == PATHS["mla"] and get_path("mha", "f16").number_bytes == 2
     wide = get_path("mla-v", "f32")
@@ -193,7 +210,17 @@ def test_paths_over_a_cache_of_each_type() -> None:
     assert cache_bytes_per_token(GLM, wide.layout, "f32") == 2 * cache_bytes_per_token(GLM, wide.layout, "f16")
     for name, cache_type, expected in (
         ("mlx", "f16", "path 'mlx' is unknown, expected one of mla, mla-v, mha; choose one with --path"),
-        ("mla", "q8_0", "cache type 'q8_0' has no kernel, expected one of f16, f32; choose one with --cache"),
+        (
+            "mla",
+            "q5_1",
+            "cache type 'q5_1' has no kernel, expected one of f16, f32, q8_0, q4_0; choose one with --cache",
+        ),
+        (
+            "mha",
+            "q8_0",
+            "path 'mha' keeps values transposed, which q8_0 has no blocks for; expected a cache of f16 or f32; choose "
+            "it with --cache, or another --path",
+        ),
     ):
         with pytest.raises(InputError) as caught:
             get_path(name, cache_type)

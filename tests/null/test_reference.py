@@ -89,7 +89,7 @@ def test_f16_cache_error_is_bounded(name: str, path: str) -> None:
     # Each cached number is off by at most 2^-11 of itself; three layers of it reach at most a few times that.
     model = reference(name)
     tokens = prompt(model)
-    rounded = model.logits(tokens, path, cache_dtype=np.float16)
+    rounded = model.logits(tokens, path, cache_type=np.float16)
     assert_close(rounded, model.logits(tokens, path), 6 * 2**-11)
     assert np.abs(rounded - model.logits(tokens, path)).max() > 1e-6
 
@@ -97,8 +97,8 @@ def test_f16_cache_error_is_bounded(name: str, path: str) -> None:
 def test_f16_cache_chunked_is_one_at_a_time() -> None:
     model = reference("glm")
     tokens = prompt(model)
-    one = model.logits(tokens, cache_dtype=np.float16, chunk=1)
-    assert_close(one, model.logits(tokens, cache_dtype=np.float16), ROUNDING)
+    one = model.logits(tokens, cache_type=np.float16, chunk=1)
+    assert_close(one, model.logits(tokens, cache_type=np.float16), ROUNDING)
 
 
 def test_joint_kv_b_is_the_split_one() -> None:

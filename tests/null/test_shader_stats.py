@@ -76,7 +76,7 @@ def test_a_matrix_vector_products_unit_is_a_weight() -> None:
 
 def test_attentions_unit_is_a_row_for_one_head() -> None:
     """The whole subgroup works on TILE rows and HEADS heads in a pass of the outer loop; inner loops make TILE each."""
-    spec = {"LATENT": 512, "ROPE": 64, "HEADS": 5, "TILE": 8, "SPLITS": 1, "LATENT_WORDS": 4, "ROPE_WORDS": 1}
+    spec = {"LATENT": 512, "ROPE": 64, "HEADS": 5, "TILE": 8, "SPLITS": 1, "LATENT_PAIRS": 4, "ROPE_PAIRS": 1}
     launch = Launch(kernels.ATTENTION_LATENT, {}, spec, {"heads": 20, "scale": 1.0}, (4, 1, 1), "a", True)
     row = "\tv_add_f32 v0, v0, v0 ; 0\n"
     assembly = f"BB0:\n{row * 16}BB1:\n{row * 3}\ts_cbranch_scc1 BB1 ; 0\nBB2:\n{row}\ts_branch BB0 ; 0\n"
