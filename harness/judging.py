@@ -107,7 +107,11 @@ def judge(
         noise: by metric, what an A/A run of its own found (``noise_of``).
         timed: whether times are judged at all.
     """
-    return (_judge_times(base, new, rules, paired, noise or {}) if timed else []) + _exact(base, new)
+    return (
+        (_judge_times(base, new, rules, paired, noise or {}) if timed else [])
+        + exact_findings(base, new)
+        + _missing(base, new)
+    )
 
 
 def _judge_times(base: Side, new: Side, rules: Rules, paired: bool, noise: dict[str, float]) -> list[Finding]:
@@ -210,7 +214,8 @@ def _needed(count: int, paired: bool, rules: Rules) -> int:
     return next(n for n in range(2, 100) if least_p(n, n, paired) * count <= rules.level)
 
 
-def _exact(base: Side, new: Side) -> list[Finding]:
+def exact_findings(base: Side, new: Side) -> list[Finding]:
+    """The verdicts of the exact figures that both sides have."""
     found = []
     for name in dict.fromkeys((*base.exact, *new.exact)):
         one, other = base.exact.get(name), new.exact.get(name)
@@ -219,7 +224,7 @@ def _exact(base: Side, new: Side) -> list[Finding]:
         verdict = EQUAL if one.value == other.value else MORE if other.value > one.value else LESS
         ratio = other.value / one.value if one.value else None
         found.append(Finding(name, verdict, one.value, other.value, False, unit=one.unit, ratio=ratio))
-    return found + _missing(base, new)
+    return found
 
 
 def _missing(base: Side, new: Side) -> list[Finding]:

@@ -46,8 +46,8 @@ def show(comparisons: Sequence[Comparison], rules: Rules) -> None:
         for name in _COLUMNS:
             table.add_column(name, justify="left" if name in ("metric", "verdict") else "right", overflow="fold")
         for finding in _worth_a_row(findings):
-            *cells, verdict = _cells(finding)
-            table.add_row(*cells, Text(verdict, style=_STYLE.get(finding.verdict, "")))
+            *figures, verdict = cells(finding)
+            table.add_row(*figures, Text(verdict, style=_STYLE.get(finding.verdict, "")))
         if table.rows:
             console.print(table, "")
         for note in _notes(base, new, findings, rules):
@@ -60,7 +60,7 @@ def markdown(comparisons: Sequence[Comparison], rules: Rules) -> str:
     parts = []
     for base, new, findings in comparisons:
         parts.append(f"**{summary(findings)}** ({new.model} on {new.device})")
-        rows = tuple(_cells(finding) for finding in _worth_a_row(findings))
+        rows = tuple(cells(finding) for finding in _worth_a_row(findings))
         if rows:
             parts.append(markdown_grid(Grid(_COLUMNS, rows, labels=1)))
         facts = tuple(
@@ -107,7 +107,8 @@ def _worth_a_row(findings: Sequence[Finding]) -> list[Finding]:
     return [finding for finding in findings if finding.verdict != EQUAL]
 
 
-def _cells(finding: Finding) -> tuple[str, ...]:
+def cells(finding: Finding) -> tuple[str, ...]:
+    """A finding as text: metric, BASE, NEW, change, interval, p, verdict."""
     change = interval = p = ""
     if finding.ratio is not None and (finding.new is not None):
         change = (

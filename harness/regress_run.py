@@ -41,10 +41,11 @@ def measure_revision(args: argparse.Namespace, rules: Rules) -> tuple[Side, Side
     """
     arguments = ["bench", *([_model(args)] if args.model else []), *_device(args), *shlex.split(args.bench)]
     with _checkout(args.base) as other:
-        one, two = take_turns((ROOT, ROOT), arguments, max(MIN_AA, args.turns // 2), ("this code", "this code again"))
+        labels = ("this code", "this code again")
+        one, two = take_turns((ROOT, ROOT), (arguments, arguments), max(MIN_AA, args.turns // 2), labels)
         noise = noise_of(one, two)
         _require_quiet(noise, rules)
-        base, new = take_turns((other, ROOT), arguments, args.turns, (args.base, "this code"))
+        base, new = take_turns((other, ROOT), (arguments, arguments), args.turns, (args.base, "this code"))
     return base, new, noise
 
 
@@ -56,7 +57,7 @@ def measure_again(args: argparse.Namespace, base: Side, rules: Rules) -> tuple[S
         DeviceError: the device cannot, or the machine is too noisy.
     """
     arguments = again_arguments(base.record, base.label, _model(args), _device(args))
-    sides = [_measure(ROOT, arguments, f"this code, run {i}") for i in (1, 2)]
+    sides = [measure_once(ROOT, arguments, f"this code, run {i}") for i in (1, 2)]
     require_same(base, sides[0], "compare")
     noise = noise_of(*sides)
     if not args.exact_only:
@@ -97,14 +98,19 @@ def again_arguments(record: Any, label: str, model: str, device: Sequence[str]) 
 
 
 def take_turns(
-    roots: tuple[Path, Path], arguments: Sequence[str], count: int, labels: tuple[str, str]
+    roots: tuple[Path, Path], arguments: tuple[Sequence[str], Sequence[str]], count: int, labels: tuple[str, str]
 ) -> tuple[Side, Side]:
-    """`bench` of both roots at once, one waiting while the other takes a turn; the order changes from turn to turn."""
+    """`bench` of both roots at once, one waiting while the other takes a turn; the order changes from turn to turn.
+
+    Args:
+        arguments: each side's command line, from the word `bench` on.
+        count: turns of each side.
+    """
     with tempfile.TemporaryDirectory(prefix="latentvk-regress-") as folder, ExitStack() as stack:
         files = [Path(folder) / name for name in ("one.json", "two.json")]
         sides = [
-            stack.enter_context(_Stepped(root, [*arguments, "-r", str(count * AT_ONCE), "--json", str(file)], label))
-            for root, file, label in zip(roots, files, labels, strict=True)
+            stack.enter_context(_Stepped(root, [*words, "-r", str(count * AT_ONCE), "--json", str(file)], label))
+            for root, words, file, label in zip(roots, arguments, files, labels, strict=True)
         ]
         turn = 0
         while all(side.ready() for side in sides):
@@ -186,7 +192,7 @@ class _Stepped:
             raise _error(self._process.returncode, text, self.label)
 
 
-def _measure(root: Path, arguments: Sequence[str], label: str) -> Side:
+def measure_once(root: Path, arguments: Sequence[str], label: str) -> Side:
     """One fresh process of the code at `root`. Its errors are this command's."""
     command = [sys.executable, "-m", "harness.cli", *arguments, "--json", "-"]
     found = subprocess.run(command, cwd=root, capture_output=True, text=True)

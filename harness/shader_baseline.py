@@ -51,8 +51,8 @@ def load(path: Path) -> dict[str, Any]:
     return record
 
 
-def judge(path: Path, chip: str, driver: str, rows: Sequence[Row]) -> int:
-    """Print what is worse than the baseline at ``path``; 1 if anything is, else 0.
+def judge(path: Path, chip: str, driver: str, rows: Sequence[Row], exact: bool = False) -> int:
+    """Print what is worse than the baseline at ``path``, or ``exact``: whatever differs; 1 if anything is, else 0.
 
     Raises InputError for a baseline of another chip. One made by another driver version is not judged, and said so.
     """
@@ -62,20 +62,30 @@ def judge(path: Path, chip: str, driver: str, rows: Sequence[Row]) -> int:
     if base["driver"] != driver:
         print(f"not judged: {path} was made by {base['driver']}, this is {driver}; renew it with --save")
         return 0
-    worse = [(row.name, *change) for row in rows for change in regressions(base["variants"].get(row.name), row)]
+    compare = differences if exact else regressions
+    worse = [(row.name, *change) for row in rows for change in compare(base["variants"].get(row.name), row)]
     missing = [row.name for row in rows if row.name not in base["variants"]]
     if missing:
         print(f"not in the baseline: {len(missing)} variants, the first: {missing[0]}; renew it with --save")
     if not worse:
-        print(f"no variant is worse than {path} ({len(rows) - len(missing)} compared)")
-        return 0
-    table = Table(box=box.SIMPLE_HEAD, title=f"worse than {path}", title_justify="left")
+        what = "differs from" if exact else "is worse than"
+        print(f"no variant {what} {path} ({len(rows) - len(missing)} compared)")
+        return int(exact and bool(missing))
+    table = Table(box=box.SIMPLE_HEAD, title=f"{'other' if exact else 'worse'} than {path}", title_justify="left")
     for name in ("variant", "what", "was", "is"):
         table.add_column(name, justify="left" if name in ("variant", "what") else "right")
     for name, what, was, now in worse:
         table.add_row(name, what, f"{was:g}", f"{now:g}")
     Console(highlight=False).print(table)
+    print("where that is meant, renew the baseline with --save and say why in the commit")
     return 1
+
+
+def differences(base: dict[str, Any] | None, row: Row) -> list[tuple[str, float, float]]:
+    """(what, was, is) for each of the driver's figures that is another; none without a ``base``."""
+    if base is None:
+        return []
+    return [(key, base.get(key, 0), value) for key, value in row.statistics.items() if value != base.get(key, 0)]
 
 
 def regressions(base: dict[str, Any] | None, row: Row) -> list[tuple[str, float, float]]:

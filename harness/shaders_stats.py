@@ -61,6 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="specialization constants of the --spirv before it, by id, or in order of the ids: 64,2,1",
     )
     add("--against", type=Path, metavar="FILE", help="print what is worse than in this baseline; exit 1 if anything is")
+    add("--exact", action="store_true", help="with --against: print whatever differs, not only what is worse")
     add("--save", type=Path, metavar="FILE", help="write the figures as a baseline")
 
 
@@ -89,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
             if args.against is not None:
                 from harness.shader_baseline import judge
 
-                code = max(code, judge(args.against, compiler.chip, driver, rows))
+                code = max(code, judge(args.against, compiler.chip, driver, rows, args.exact))
             if args.save is not None:
                 from harness.shader_baseline import save
 

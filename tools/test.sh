@@ -14,7 +14,8 @@ check() {
 check "ruff check" .venv/bin/ruff check
 check "ruff format" .venv/bin/ruff format --check
 check "mypy" .venv/bin/python -m mypy
-check "shader statistics" .venv/bin/latentvk shaders stats --chip phoenix --against results/shaders/phoenix.json
+check "shader statistics" .venv/bin/latentvk shaders stats --chip phoenix --exact --against results/shaders/phoenix.json
+check "counts and bytes" .venv/bin/python tools/gate.py
 check "pytest" .venv/bin/python -m pytest "$@"
 
 if [ "${#failed[@]}" -gt 0 ]; then

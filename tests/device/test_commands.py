@@ -228,11 +228,12 @@ def test_what_does_not_vary_is_the_same_in_every_run(capsys: Captured) -> None:
 
 
 def test_two_processes_take_turns() -> None:
-    one, two = take_turns((ROOT, ROOT), ["bench", "-p", "16", "-n", "2"], 3, ("one", "two"))
+    words = ["bench", "-p", "16", "-n", "2"]
+    one, two = take_turns((ROOT, ROOT), (words, words), 3, ("one", "two"))
     assert [len(metric.seconds) for side in (one, two) for metric in side.timed.values()] == [3] * 4
     assert one.exact == two.exact and one.model == two.model
     with pytest.raises(InputError) as raised:
-        take_turns((ROOT, ROOT), ["bench", "-p", "0", "-n", "0"], 3, ("one", "two"))
+        take_turns((ROOT, ROOT), (["bench", "-p", "0", "-n", "0"], words), 3, ("one", "two"))
     assert str(raised.value).startswith("one: -p 0 and -n 0 leave nothing to run")
 
 
