@@ -1,4 +1,4 @@
-"""What the save of a shader's source sets off: check and statistics of each variant that includes it, as one value.
+"""What the save of a shader's source sets off: check, statistics and times of each variant that includes it.
 
 The device's variants are held against their oracles, the chip's are compiled for it; a kernel may differ between the
 two in its constants, and a variant that both have gets both.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -18,18 +18,27 @@ from harness.oracles.client import Job, Verdict
 from harness.shader_row import Row, compile_row
 from harness.shader_variants import Variant
 from harness.shaders_check import Module, check_module
+from harness.timing.job import BenchJob, Timing
+from harness.timing.work import TIMED, amount
+from model.config import ModelConfig
 from vkbackend import shader
 from vkbackend.errors import DeviceError, InputError
 from vkbackend.offline import OfflineCompiler
 
-# Figures that a row shows, by the name of its column; of those in HIGHER_IS_BETTER more is better, of all others less.
-HIGHER_IS_BETTER = ("waves", "roofline %")
+# Of a column's figures more is better for these, less for all others.
+HIGHER_IS_BETTER = ("waves", "roofline %", "GB/s")
+# A time of a few samples is told from another where they differ by more than this share of it: on a quiet lavapipe the
+# same kernel's quick times differed by up to 6% from save to save.
+TIME_NOISE = 0.1
+MEASURED = ("\u00b5s", "GB/s")
 
 
 class Judge(Protocol):
-    """What holds a kernel against its oracle."""
+    """What holds a kernel against its oracle, and times it."""
 
     def judge(self, job: Job) -> Verdict: ...
+
+    def time(self, job: BenchJob) -> Timing: ...
 
     def restart(self) -> None: ...
 
@@ -59,7 +68,9 @@ class Answer:
         module: what compiler, spirv-val and declaration say.
         verdict: the oracle's; None where it did not run.
         row: the chip's statistics; None where they were not made.
-        failures: of the chip's compiler, a line each.
+        timing, moved: how long a launch took at the model's shape, and the bytes that it must move; None where it was
+            not timed.
+        failures: of the chip's compiler and of timing, a line each.
         seconds: that all this took.
     """
 
@@ -67,6 +78,8 @@ class Answer:
     module: Module
     verdict: Verdict | None = None
     row: Row | None = None
+    timing: Timing | None = None
+    moved: float = 0.0
     failures: tuple[str, ...] = ()
     seconds: float = 0.0
 
@@ -78,7 +91,12 @@ class Answer:
     @property
     def figures(self) -> dict[str, float]:
         """The figures by column."""
-        return {} if self.row is None else row_figures(self.row.statistics, self.row.waves, _unit(self.row))
+        found: dict[str, float] = {}
+        if self.timing is not None:
+            found |= {"\u00b5s": 1e6 * self.timing.seconds, "GB/s": self.moved / self.timing.seconds / 1e9}
+        if self.row is not None:
+            found |= row_figures(self.row.statistics, self.row.waves, _unit(self.row))
+        return found
 
 
 def _unit(row: Row) -> Mapping[str, float | None]:
@@ -107,11 +125,13 @@ def pair_variants(on_device: Iterable[Variant], on_chip: Iterable[Variant]) -> l
 
 @dataclass
 class Cycle:
-    """Answers for one variant after another. ``judge`` and ``compiler`` may be None: without device, without RADV."""
+    """Answers for one variant after another. ``judge`` and ``compiler`` may be None: without device, without RADV;
+    ``config``, whose shapes are timed: without times."""
 
     judge: Judge | None
     compiler: OfflineCompiler | None
     chip: Chip | None
+    config: ModelConfig | None = None
     subgroup: int = 64
     seed: int = 0
     _sources: dict[str, frozenset[Path]] = field(default_factory=dict)
@@ -146,17 +166,28 @@ class Cycle:
             self._sources[kernel.file] = frozenset(shader.sources(shader.SHADER_ROOT / kernel.file))
         except InputError as error:
             module = Module(compiled=(str(error),))
-        verdict: Verdict | None = None
-        row: Row | None = None
-        failures: tuple[str, ...] = ()
-        if not module.wrong:
-            with ThreadPoolExecutor(1) as beside:
-                compiled = beside.submit(self._statistics, watched.on_chip) if watched.on_chip else None
-                if self.judge is not None and watched.on_device is not None:
-                    verdict = self.judge.judge(Job(kernel, spec, self.seed))
-                if compiled is not None:
-                    row, failures = compiled.result()
-        return Answer(watched.name, module, verdict, row, failures, time.perf_counter() - started)
+        if module.wrong:
+            return Answer(watched.name, module, seconds=time.perf_counter() - started)
+        with ThreadPoolExecutor(1) as beside:
+            compiled = beside.submit(self._statistics, watched.on_chip)
+            verdict = None
+            if self.judge is not None and watched.on_device is not None:
+                verdict = self.judge.judge(Job(kernel, spec, self.seed))
+            row, failures = compiled.result()
+        answer = Answer(watched.name, module, verdict, row, failures=failures)
+        if verdict is not None and not answer.wrong:  # by now nothing else runs
+            answer = self._timed(answer, watched.on_device)
+        return replace(answer, seconds=time.perf_counter() - started)
+
+    def _timed(self, answer: Answer, variant: Variant | None) -> Answer:
+        if self.judge is None or self.config is None or variant is None or variant.launch.kernel.file not in TIMED:
+            return answer
+        job = BenchJob.quick(variant, self.config)
+        try:
+            timing = self.judge.time(job)
+        except DeviceError as error:
+            return replace(answer, failures=(*answer.failures, str(error)))
+        return replace(answer, timing=timing, moved=amount(job).nbytes)
 
     def forget_oracles(self) -> None:
         """Let the next oracle be read anew: by a new process."""
@@ -168,8 +199,8 @@ class Cycle:
         if self.judge is not None:
             self.judge.give_up()
 
-    def _statistics(self, variant: Variant) -> tuple[Row | None, tuple[str, ...]]:
-        if self.compiler is None:
+    def _statistics(self, variant: Variant | None) -> tuple[Row | None, tuple[str, ...]]:
+        if self.compiler is None or variant is None:
             return None, ()
         try:
             return compile_row(variant, self.compiler, self.chip, self.subgroup)[0], ()

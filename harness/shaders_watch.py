@@ -52,6 +52,7 @@ def run(args: argparse.Namespace) -> int:
     from harness.saved_files import saves
     from harness.shader_cycle import Cycle
     from harness.watch_screen import Board
+    from model.presets import get_preset
     from vkbackend.shader import SHADER_ROOT, compiler
     from vkbackend.spirv_val import require_validator
 
@@ -75,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
         except DeviceError as reason:
             notes.append(f"no statistics: {reason}")
         watched = _watched(args, judge.info if judge else None, compile_for.info if compile_for else None)
-        cycle = Cycle(judge, compile_for, find_chip(args.chip), args.subgroup, args.seed)
+        cycle = Cycle(judge, compile_for, find_chip(args.chip), get_preset(args.preset), args.subgroup, args.seed)
         title = f"{len(watched)} variants in {SHADER_ROOT}"
         title += f"; checked on {judge.info.name}" if judge else ""
         title += f"; statistics of {compile_for.info.name}, {compile_for.info.driver_version}" if compile_for else ""
@@ -179,11 +180,12 @@ def _open_compiler(args: argparse.Namespace) -> OfflineCompiler:
 def _watched(args: argparse.Namespace, device: DeviceInfo | None, chip: DeviceInfo | None) -> list[Watched]:
     """What the patterns name among the device's variants and the chip's. InputError where one names nothing."""
     from harness.shader_cycle import pair_variants
-    from harness.shader_variants import choose, find_variants
+    from harness.shader_variants import Shape, choose, find_variants
+    from harness.timing.job import QUICK_BYTES
     from model.presets import get_preset
 
-    preset = get_preset(args.preset)
-    on_device = find_variants(preset, args.mix, device, everything=True) if device else []
+    preset, shape = get_preset(args.preset), Shape(most_bytes=QUICK_BYTES)
+    on_device = find_variants(preset, args.mix, device, everything=True, shape=shape) if device else []
     on_chip = find_variants(preset, args.mix, replace(chip, subgroup_size=args.subgroup)) if chip else []
     pairs = {one.name: one for one in pair_variants(on_device, on_chip)}
     return [pairs[name] for name in choose(pairs, args.kernels)]

@@ -1,6 +1,7 @@
 """The one screen of `shaders watch`: each variant's state and figures, or in place of them what does not compile.
 
-A figure stands with its difference from the save before and, in brackets, from the baseline; green is better.
+A figure stands with its difference from the save before and, in brackets, from the baseline, a time from the first one;
+green is better.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from harness.shader_cycle import HIGHER_IS_BETTER, Answer
+from harness.shader_cycle import HIGHER_IS_BETTER, MEASURED, TIME_NOISE, Answer
 from harness.units import significant
 
 _MOST_FAILURES = 12  # lines of what is wrong below the table
@@ -28,6 +29,7 @@ class Board:
     baseline: Mapping[str, Mapping[str, float]]
     answers: dict[str, Answer] = field(default_factory=dict)
     before: dict[str, dict[str, float]] = field(default_factory=dict)
+    first_times: dict[str, dict[str, float]] = field(default_factory=dict)
     waiting: set[str] = field(default_factory=set)
     status: str = ""
 
@@ -41,7 +43,13 @@ class Board:
         if last is not None and last.figures:
             self.before[answer.name] = last.figures
         self.answers[answer.name] = answer
+        times = {column: value for column, value in answer.figures.items() if column in MEASURED}
+        self.first_times.setdefault(answer.name, times or self.first_times.get(answer.name, {}))
         self.waiting.discard(answer.name)
+
+    def reference(self, name: str) -> dict[str, float]:
+        """What a variant's figures are held against: the baseline's, and the first times, as a baseline has none."""
+        return {**self.baseline.get(name, {}), **self.first_times.get(name, {})}
 
     @property
     def bad(self) -> list[Answer]:
@@ -127,17 +135,23 @@ def _figure(board: Board, answer: Answer, column: str) -> Text:
     if value is None:
         return Text("")
     text = Text(_shown(value))
-    for reference, form in ((board.before.get(answer.name), " {}"), (board.baseline.get(answer.name), " ({})")):
+    for reference, form in ((board.before.get(answer.name), " {}"), (board.reference(answer.name), " ({})")):
         if reference is not None and column in reference:
             change = value - reference[column]
-            shown = (
-                "="
-                if _shown(value) == _shown(reference[column])
-                else ("+" if change > 0 else "-") + _shown(abs(change))
-            )
+            shown = _difference(column, value, reference[column])
             better = (change > 0) == (column in HIGHER_IS_BETTER)
             text.append(form.format(shown), style="dim" if shown == "=" else "green" if better else "red")
     return text
+
+
+def _difference(column: str, value: float, reference: float) -> str:
+    """Of measured figures in per cent, where it is more than their noise."""
+    if column in MEASURED:
+        share = value / reference - 1
+        return "=" if abs(share) <= TIME_NOISE else f"{100 * share:+.0f}%"
+    if _shown(value) == _shown(reference):
+        return "="
+    return ("+" if value > reference else "-") + _shown(abs(value - reference))
 
 
 def _shown(value: float) -> str:

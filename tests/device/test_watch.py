@@ -72,8 +72,11 @@ def watching(device: Device, tmp_path: Path) -> Iterator[Watching]:
 
 
 def test_saves_are_answered_until_ctrl_c(watching: Watching) -> None:
-    _, status = watching.next()
+    lines, status = watching.next()
     assert status.startswith("start: answered in ")
+    rows = [line.split() for line in lines if line.split()[:2] in (["embed", "q8_0"], ["moe_sum", "ok,"])]
+    assert len(rows) == 2
+    assert any("\u00b5s" in line and "GB/s" in line for line in lines)
     assert status.endswith("; all ok; Ctrl-C ends")
     decoder = "include/format_q8_0.glsl"
     watching.save(decoder, "r.da = packed_half(scale_base, g);", "r.da = 1.01 * packed_half(scale_base, g);")

@@ -21,6 +21,7 @@ from harness.shader_row import Row
 from harness.shader_variants import find_variants
 from harness.shader_work import UnitCost
 from harness.shaders_check import Module
+from harness.timing.job import BenchJob, Timing
 from harness.watch_screen import Board, render
 from model.presets import get_preset
 from vkbackend import shader
@@ -65,6 +66,22 @@ def test_figures_stand_with_both_differences() -> None:
         assert green + better in told
     for worse in (" +0.500", " (+0.500)"):
         assert red + worse in told
+
+
+def timed(name: str, microseconds: float) -> Answer:
+    timing = Timing(((1e-6 * microseconds,),), (1,), 1, 1e6, False, "wall clock of submissions")
+    return Answer(name, Module(), Verdict(6, 0.1, ()), None, timing, moved=1e6)
+
+
+def test_times_stand_with_the_share_that_they_changed_by_and_the_first_ones() -> None:
+    board = Board("1 variant", ["a"], {"a": {"VGPR": 48}}, status="saved")
+    for microseconds in (1000.0, 1050.0, 700.0):
+        board.put(timed("a", microseconds))
+    names, _, row = shown(board)[1:4]
+    assert names.split() == ["variant", "check", "\u00b5s", "GB/s"]
+    assert " ".join(row.split()) == "a ok, 6 cases 700 -33% (-30%) 1.43 +50% (+43%)"
+    board.put(timed("a", 740.0))
+    assert " ".join(shown(board)[3].split()) == "a ok, 6 cases 740 = (-26%) 1.35 = (+35%)"  # 6% is noise
 
 
 def test_a_compile_error_takes_the_tables_place_once() -> None:
@@ -131,6 +148,9 @@ class Right:
             assert self.ended.wait(60)
             return Verdict(0, 0.0, ("the process that ran it ended",))
         return Verdict(1, 0.0, ())
+
+    def time(self, job: BenchJob) -> Timing:
+        raise AssertionError("no shapes to time were given")
 
     def restart(self) -> None:
         self.restarts += 1
