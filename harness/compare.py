@@ -13,6 +13,7 @@ from harness import options
 from vkbackend.errors import InputError
 
 if TYPE_CHECKING:
+    from harness.peers import PeerSpec
     from harness.results import Record, Table
     from model.config import ModelConfig
     from model.layout import Path as AttentionPath
@@ -32,15 +33,15 @@ class Job:
     """What one command line asks for, checked: what to run (None: nothing) and what to predict."""
 
     models: list[Path]
-    paths: "tuple[AttentionPath, ...]"
-    cache_types: list[str]  # f16 first, if it is one of them
+    typed: "dict[str, tuple[AttentionPath, ...]]"  # the paths by cache type, f16 first if it is one of them
     contexts: list[int]
     predict_model: str | None  # chip for the model's own prediction
     predict_preset: "tuple[ModelConfig, str] | None"  # a shape that is not run, and its chip
 
     @property
-    def sweeps_caches(self) -> bool:
-        return len(self.cache_types) > 1
+    def paths(self) -> "tuple[AttentionPath, ...]":
+        """The paths over the first cache type, which is the one that is predicted."""
+        return next(iter(self.typed.values()))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -85,16 +86,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=options.names,
         default=["f16"],
         metavar="TYPE,...",
-        help="types of the cache's numbers: f16, f32 for checks; several are held against the first (default f16)",
+        help="types of the cache's numbers: f16; q8_0, q4_0 (mla, mla-v); f32 for checks; several are held against the "
+        "first, f16 if it is one of them (default f16)",
     )
     options.add_chunk(parser)
     options.add_memory(parser)
+    parser.add_argument(
+        "--peer",
+        type=peer,
+        action="append",
+        default=[],
+        metavar="KIND=WHERE",
+        help="another runtime on the same file, in turns with ours: 'llama-bench=PROGRAM [ARGUMENTS]', "
+        "'sweep-bench=PROGRAM [ARGUMENTS]', ollama=MODEL[@URL]; or a file of its results; may be repeated",
+    )
     parser.add_argument(
         "-o",
         "--output",
         metavar="DIR",
         help="folder of the JSON and Markdown reports (default ./results; none with --json)",
     )
+
+
+def peer(text: str) -> "PeerSpec":
+    """One --peer; what it needs is imported only where it is given."""
+    from harness.peers import peer_spec
+
+    return peer_spec(text)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -127,7 +145,7 @@ def run(args: argparse.Namespace) -> int:
     settings: dict[str, object] = {"contexts": job.contexts, "paths": [path.name for path in job.paths]}
     if job.models:
         settings |= {name: getattr(args, name) for name in ("decode", "repeats", "questions", "seed", "chunk")}
-        settings["cache"] = ",".join(job.cache_types)
+        settings["cache"] = ",".join(job.typed)
         settings |= {f"override {key}": value for found in args.override_kv for key, value in found.items()}
     record = Record(
         command="latentvk " + " ".join(sys.argv[1:]),
@@ -153,12 +171,10 @@ def run(args: argparse.Namespace) -> int:
 def plan_job(args: argparse.Namespace) -> Job:
     """Resolve the command line. Raises InputError for an unknown path, chip or preset before anything is opened."""
     from harness.chips import get_chip
-    from model.layout import get_path
     from model.presets import get_preset
 
-    cache_types = sorted(args.cache, key=lambda name: name != "f16")
-    typed = {kind: tuple(get_path(name, kind) for name in args.paths) for kind in cache_types}
-    paths = typed[cache_types[0]]
+    typed = {kind: _paths(args.paths, kind, strict=len(args.cache) == 1) for kind in args.cache}
+    typed = dict(sorted(typed.items(), key=lambda item: item[0] != "f16"))
     chip = get_chip(args.predict).key if args.predict else None
     named = args.model is not None or bool(args.weights)
     plain = not named and args.predict is None and args.preset is None
@@ -166,9 +182,13 @@ def plan_job(args: argparse.Namespace) -> Job:
     runs = named or args.preset is None
     if args.override_kv and not runs:
         raise InputError(options.NO_KEYS_TO_OVERRIDE)
-    if len(cache_types) > 1 and not runs:
+    if len(typed) > 1 and not runs:
         raise InputError(
             f"--cache {','.join(args.cache)} is given with --preset, expected one type where nothing is run; choose one"
+        )
+    if args.peer and (not runs or len(args.weights) + (args.model is not None) > 1 or len(typed) > 1):
+        raise InputError(
+            "--peer is given, expected one MODEL and one cache type to be run beside it; leave the others out"
         )
     contexts = args.contexts or options.positive_ints(DEFAULT_CONTEXTS if runs else PRESET_CONTEXTS)
     if runs and contexts[0] <= args.decode:
@@ -178,12 +198,28 @@ def plan_job(args: argparse.Namespace) -> Job:
         )
     return Job(
         models=options.model_paths(args) if runs else [],
-        paths=paths,
-        cache_types=cache_types,
+        typed=typed,
         contexts=contexts,
         predict_model=chip if preset is None else None,
         predict_preset=None if preset is None else (get_preset(preset), chip or DEFAULT_CHIP),
     )
+
+
+def _paths(names: Sequence[str], cache_type: str, strict: bool) -> "tuple[AttentionPath, ...]":
+    """The paths over that type; among several types (not ``strict``) those that have no kernel for it are left out.
+
+    Raises InputError for an unknown name or type, or where no path is left.
+    """
+    from model.layout import PATHS, get_path
+
+    found = []
+    for name in names:
+        try:
+            found.append(get_path(name, cache_type))
+        except InputError:
+            if strict or name not in PATHS or (name == names[-1] and not found):
+                raise
+    return tuple(found)
 
 
 def _predict(

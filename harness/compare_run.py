@@ -1,7 +1,7 @@
 """The measured half of `compare`: open the device, load the files, run every path at every context that fits."""
 
 import argparse
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -9,18 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from harness.measure import Measurement, Plan, Prompt, SessionLike, Step, take_turns
+from harness.measure import Measurement, Plan, Prompt, SessionLike, Step, Turn, take_turns
 from harness.predict import line_of
 from harness.progress import progress_bar
 from harness.results import Row, Table
 from harness.roofline import Peaks, Weights, decode_bound, prompt_bound
 from harness.turns import RefusedError, open_or_refuse, side_by_side
 from model.config import ModelConfig
-from model.layout import Path, cache_bytes, get_path
+from model.layout import Path, cache_bytes
 from vkbackend.errors import DeviceLostError, InputError
 
 if TYPE_CHECKING:
     from harness.compare import Job
+    from harness.peers import PeerTurn
     from model.engine import Model
     from model.tokenizer import Tokenizer
     from vkbackend.peaks import Peaks as DevicePeaks
@@ -93,11 +94,15 @@ def measure_model(job: "Job", args: argparse.Namespace) -> Measured:
     gguf, config = opened[0]
     warn_beyond_training(config, job.contexts[-1])
     device = open_device(args.device, memory_fraction=args.memory_fraction)
+    from harness.peers import imported_rows, open_peers, peer_turns
     from model.budget import available_bytes
     from vkbackend.peaks import measure_peaks
 
+    peers, imported = open_peers(args.peer, gguf.path, job.paths[0].cache_type, device.info.name)
     budget = available_bytes(device) if args.memory is None else args.memory  # weights and cache, as none is there
-    largest = max(cache_bytes(config, p.layout, kind, job.contexts[-1]) for p in job.paths for kind in job.cache_types)
+    largest = max(
+        cache_bytes(config, p.layout, p.cache_type, job.contexts[-1]) for ps in job.typed.values() for p in ps
+    )
     names = iter(file_names(job.models))
     watch: Watch | None = None
     peaks_before: DevicePeaks | None = None
@@ -111,13 +116,21 @@ def measure_model(job: "Job", args: argparse.Namespace) -> Measured:
         peaks_before = peaks_before or measure_peaks(device)
         plan = Plan(args.decode, args.repeats)
         prompts = {c: make_prompt(models[0], config, c, args.seed, args.questions) for c in job.contexts}
+        texts = {c: partial(_text, models[0], prompt, plan.n_decode) for c, prompt in prompts.items()}
+        turns = peer_turns(peers, texts, plan.n_decode)
         device.pace.forget_longest()
-        found, lost = measure_parts(_parts(job, models, names, group, budget, plan, args.chunk), prompts)
+        found, lost = measure_parts(_parts(job, models, names, group, budget, plan, args.chunk), prompts, turns)
         parts += found
         longest = max(longest, device.pace.longest_s)
     peaks, peak_samples = best_peaks(peaks_before or measure_peaks(device), None if lost else measure_peaks(device))
     state = {} if watch is None else watch.taken()
     tables = tuple(_table(part, device.info.name, peaks, several=len(parts) > 1) for part in parts)
+    if peers or imported:
+        elsewhere = [row for each in imported for row in imported_rows(each.name, each.found, job.contexts)]
+        rows = sorted([*tables[0].rows, *elsewhere], key=lambda row: row.context)
+        told = [f"{each.name}: {each.about()}" for each in peers]
+        told += [f"{each.name}: {each.about()}" for each in imported]
+        tables = (replace(tables[0], rows=tuple(rows), peers=tuple(told)),)
     facts = metadata.model_file(*gguf.paths)
     if len(opened) > 1:
         facts["others"] = [metadata.model_file(*other.paths) for other, _ in opened[1:]]
@@ -145,36 +158,40 @@ def _parts(
         weights = Weights(model.weight_bytes, model.active_weight_bytes, "the file's own tensors")
         bench, name = Bench(model.config, weights, budget, plan), next(names)
         of_file: list[_Part] = []
-        for cache_type in job.cache_types:
+        for cache_type, paths in job.typed.items():
             label = ", ".join(
-                [*([name] if len(job.models) > 1 else []), *([f"cache {cache_type}"] if job.sweeps_caches else [])]
+                [*([name] if len(job.models) > 1 else []), *([f"cache {cache_type}"] if len(job.typed) > 1 else [])]
             )
             base = of_file[0] if of_file else parts[0] if parts else None
+            references = {lane.path.name: lane for lane in base.lanes} if base else {}
             lanes = []
-            for index, path in enumerate(job.paths):
-                typed = get_path(path.name, cache_type)
-                opening = partial(open_session, model, typed, chunk=chunk)
-                lanes.append(Lane(bench, typed, opening, label, None if base is None else base.lanes[index]))
+            for path in paths:
+                opening = partial(open_session, model, path, chunk=chunk)
+                lanes.append(Lane(bench, path, opening, label, references.get(path.name)))
             of_file.append(_Part(name, cache_type, group, tuple(lanes)))
         parts += of_file
     return parts
 
 
-def measure_parts(parts: Sequence[_Part], prompts: dict[int, Prompt]) -> tuple[list[_Part], DeviceLostError | None]:
-    """The parts with their rows, those of all lanes measured in turns."""
+def measure_parts(
+    parts: Sequence[_Part], prompts: dict[int, Prompt], turns: "dict[int, list[PeerTurn]]"
+) -> tuple[list[_Part], DeviceLostError | None]:
+    """The parts with their rows, those of all lanes measured in turns; the peers' rows are the first part's."""
     lanes = [lane for part in parts for lane in part.lanes]
-    rows, lost = measure_rows(lanes, prompts)
+    rows, lost = measure_rows(lanes, prompts, turns)
     found = []
     for part in parts:
         its = [index for index, lane in enumerate(lanes) if lane in part.lanes]
         found.append(replace(part, rows=tuple(row for i, row in enumerate(rows) if i % len(lanes) in its)))
+    of_peers = tuple(turn.row() for of_context in turns.values() for turn in of_context)
+    found[0] = replace(found[0], rows=found[0].rows + of_peers)
     return found, lost
 
 
 def _table(part: _Part, device: str, peaks: Peaks, several: bool) -> Table:
     bench = part.lanes[0].bench
     of_name = {lane.path.name: lane.path for lane in part.lanes}
-    rows = tuple(with_bounds(bench, row, of_name[row.path], peaks) for row in part.rows)
+    rows = tuple(row if row.peer else with_bounds(bench, row, of_name[row.path], peaks) for row in part.rows)
     lines = tuple(
         line_of(bench.config, path, [row for row in rows if row.path == path.name], peaks) for path in of_name.values()
     )
@@ -206,6 +223,11 @@ def best_peaks(before: "DevicePeaks", after: "DevicePeaks | None") -> tuple[Peak
     bandwidth = max(before.bandwidth_bytes_per_s, after.bandwidth_bytes_per_s)
     flops = max(before.flops_per_s, after.flops_per_s)
     return Peaks(bandwidth, flops, "read and multiply-add kernels on this device"), samples
+
+
+def _text(model: "Model", prompt: Prompt, n_decode: int) -> str:
+    """The prompt up to where decoding starts, as text."""
+    return model.tokenizer.decode(prompt.tokens[:-n_decode].tolist())
 
 
 def with_bounds(bench: Bench, row: Row, path: Path, peaks: Peaks) -> Row:
@@ -241,10 +263,13 @@ class _PlainTokenizer:
         return self._tokenizer.encode(text, add_bos=False)
 
 
-def measure_rows(lanes: Sequence[Lane], prompts: dict[int, Prompt]) -> tuple[list[Row], DeviceLostError | None]:
+def measure_rows(
+    lanes: Sequence[Lane], prompts: dict[int, Prompt], peers: Mapping[int, Sequence[Turn]] | None = None
+) -> tuple[list[Row], DeviceLostError | None]:
     """One row for each context and lane, in that order, and how the device was lost, if it was.
 
-    Rows from the lost context on are not measured; those of the contexts before it are kept.
+    ``peers``, by context, take turns with the lanes and keep their own figures. Rows from the lost context on are
+    not measured; those of the contexts before it are kept.
     """
     total = sum(context + lane.bench.plan.repeats * lane.bench.plan.n_decode for context in prompts for lane in lanes)
     rows: list[Row] = []
@@ -253,7 +278,7 @@ def measure_rows(lanes: Sequence[Lane], prompts: dict[int, Prompt]) -> tuple[lis
         for context, prompt in prompts.items():
             if lost is None:
                 try:
-                    rows += measure_context(lanes, prompt, advance)
+                    rows += measure_context(lanes, prompt, advance, (peers or {}).get(context, ()))
                     continue
                 except DeviceLostError as error:
                     lost = error
@@ -262,12 +287,14 @@ def measure_rows(lanes: Sequence[Lane], prompts: dict[int, Prompt]) -> tuple[lis
     return rows, lost
 
 
-def measure_context(lanes: Sequence[Lane], prompt: Prompt, advance: Step) -> list[Row]:
-    """All lanes at one context, taking turns where their caches fit side by side, else in parts."""
+def measure_context(lanes: Sequence[Lane], prompt: Prompt, advance: Step, peers: Sequence[Turn] = ()) -> list[Row]:
+    """All lanes at one context, taking turns where their caches fit side by side, else in parts; the peers take theirs
+    with the first part."""
     context = len(prompt.tokens)
+    waiting = list(peers)
 
     def run(group: Sequence[Lane]) -> list[Row]:
-        return _measure_group(group, prompt, advance)
+        return _measure_group(group, prompt, advance, waiting)
 
     def refused(lane: Lane, error: RefusedError) -> Row:
         return replace(lane.planned(context), not_run=f"does not fit: {error}")
@@ -275,16 +302,17 @@ def measure_context(lanes: Sequence[Lane], prompt: Prompt, advance: Step) -> lis
     return side_by_side(lanes, run, refused)
 
 
-def _measure_group(lanes: Sequence[Lane], prompt: Prompt, advance: Step) -> list[Row]:
+def _measure_group(lanes: Sequence[Lane], prompt: Prompt, advance: Step, peers: list[Turn]) -> list[Row]:
     """Rows of lanes whose sessions are open at the same time; a combination over the budget is not tried.
 
-    Raises RefusedError when they do not fit together, or the device does not open one of them.
+    Whoever is among ``peers`` takes part and is taken from them. Raises RefusedError when they do not fit together,
+    or the device does not open one of them.
     """
     context = len(prompt.tokens)
     rows = [lane.planned(context) for lane in lanes]
     running: dict[Lane, Measurement] = {}
     benches = {id(lane.bench): lane.bench for lane in lanes}
-    caches = sum(row.cache_bytes_formula for row in rows if row.ran)
+    caches = sum(row.cache_bytes_formula or 0 for row in rows if row.ran)
     together = sum(bench.weights.total_bytes for bench in benches.values()) + caches
     if len(lanes) > 1 and together > lanes[0].bench.budget:
         raise RefusedError(f"{together} bytes of weights and caches together; expected {lanes[0].bench.budget} at most")
@@ -296,7 +324,8 @@ def _measure_group(lanes: Sequence[Lane], prompt: Prompt, advance: Step) -> list
             what = " ".join([*([lane.label] if lane.label else []), f"{lane.path.name} at {context:,}"])
             reference = None if lane.reference is None else running.get(lane.reference)
             running[lane] = Measurement(session, prompt, lane.bench.plan, _labelled(advance, what), reference)
-        take_turns(list(running.values()), lanes[0].bench.plan)
+        joining = [peers.pop(0) for _ in range(len(peers))]
+        take_turns(list(running.values()), lanes[0].bench.plan, joining)
         return [
             _finished(row, lane, running[lane]) if lane in running else row
             for lane, row in zip(lanes, rows, strict=True)

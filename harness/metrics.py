@@ -168,7 +168,8 @@ def _compare_side(record: dict[str, Any], label: str) -> Side:
             if row["not_run"]:
                 not_run[name] = row["not_run"]
                 continue
-            exact[f"cache of {name}"] = Exact(int(row["cache_bytes"]), "B")
+            if row["cache_bytes"] is not None:
+                exact[f"cache of {name}"] = Exact(int(row["cache_bytes"]), "B")
             decode = [median(repeat) for repeat in row["decode_seconds"]]
             prompt = [seconds / row["context"] for seconds in row["prompt_seconds"]]
             _add(timed, f"decode {name}", decode, True)

@@ -54,6 +54,8 @@ def comparison(table: Table, groups: Sequence[tuple[str, ...]]) -> Grid:
 
 
 def _memory_cells(table: Table, row: Row) -> list[str]:
+    if row.cache_bytes_formula is None:
+        return [NONE, NONE, NONE]
     found = (row.not_run or "predicted") if row.cache_bytes is None else bytes_text(row.cache_bytes)
     return [found, bytes_text(row.cache_bytes_formula), _ratio(table, row, "cache_bytes")]
 
@@ -138,7 +140,8 @@ def notes(table: Table) -> list[str]:
         f"Weights: {decimal_bytes_text(table.weights.total_bytes)}, of which a decoded token reads "
         f"{decimal_bytes_text(table.weights.active_bytes)} ({table.weights.source})."
     )
-    found += [_blow_up(table)] if len({row.path for row in table.rows}) > 1 else []
+    found += [_blow_up(table)] if len(table.lines) > 1 else []
+    found += [f"{peer}." for peer in table.peers]
     found += [
         f"{row.path} at {row.context:,}: {row.not_run}"
         + (

@@ -42,11 +42,15 @@ class Score:
 @dataclass(frozen=True)
 class Row:
     """One path at one context. `cache_bytes` is the sum of the buffers really created (None when nothing was
-    created)."""
+    created).
+
+    Another runtime's row has its name for a path, `peer` true and nothing said of its cache, neither here nor in
+    `cache_bytes_formula`.
+    """
 
     path: str
     context: int
-    cache_bytes_formula: int
+    cache_bytes_formula: int | None
     cache_bytes: int | None = None
     decode_seconds: tuple[tuple[float, ...], ...] = ()
     decode_contexts: tuple[int, ...] = ()
@@ -63,13 +67,14 @@ class Row:
     needed_bytes: int | None = None
     divergence: float | None = None
     divergence_from: str = ""
+    peer: bool = False
 
     @property
     def ran(self) -> bool:
         return not self.not_run
 
     @property
-    def cache_figure(self) -> int:
+    def cache_figure(self) -> int | None:
         return self.cache_bytes_formula if self.cache_bytes is None else self.cache_bytes
 
     @property
@@ -121,6 +126,7 @@ class Table:
     cache_type: str = "f16"
     label: str = ""  # what tells it from the record's other measured tables
     group: int = 0  # tables of one group were measured in turns
+    peers: tuple[str, ...] = ()  # what each other runtime was, a sentence each
 
     def base(self, row: Row) -> Row | None:
         """The row of the base path at the same context, if it was asked for."""
@@ -160,7 +166,9 @@ def ratios(row: Row, base: Row | None) -> dict[str, Ratio]:
     """
     if base is None:
         return {}
-    found = {"cache_bytes": Ratio(row.cache_figure / base.cache_figure)}
+    found = {}
+    if row.cache_figure is not None and base.cache_figure:
+        found["cache_bytes"] = Ratio(row.cache_figure / base.cache_figure)
     if row.decode_seconds and base.decode_seconds:
         found["decode_rate"] = paired_ratio(base.decode_seconds, row.decode_seconds)
     if row.prompt_seconds and base.prompt_seconds:

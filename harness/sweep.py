@@ -63,7 +63,7 @@ def _cells(table: Table, row: Row, base: Row) -> dict[str, str]:
         "path": row.path,
         "of": table.label.removeprefix("cache "),
         _WEIGHTS: decimal_bytes_text(table.weights.active_bytes),
-        _CACHE: f"{row.cache_bytes_formula // row.context:,}",
+        _CACHE: NONE if row.cache_bytes_formula is None else f"{row.cache_bytes_formula // row.context:,}",
         "tok/s": row.not_run or (NONE if row.decode_rate is None else rate_text(row.decode_rate)),
         "x": times,
         "recall\n%": NONE if row.recall is None else f"{row.recall:.1f}",

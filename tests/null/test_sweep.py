@@ -1,5 +1,6 @@
 """Files and cache types side by side, without a device: divergence, grouping, the grid, what is said of the weights."""
 
+import argparse
 from collections.abc import Sequence
 from dataclasses import replace
 from io import StringIO
@@ -10,7 +11,8 @@ from rich.console import Console
 from test_compare_logic import CONFIG, PEAKS, FakeSession, document, record, silent
 
 from harness import report, sweep
-from harness.cli import main
+from harness.cli import build_parser, load, main
+from harness.compare import plan_job
 from harness.compare_run import Bench, Lane, measure_context
 from harness.measure import Measurement, Plan, Prompt, Want, take_turns
 from harness.predict import line_of
@@ -19,7 +21,7 @@ from harness.roofline import Weights
 from harness.turns import RefusedError, side_by_side
 from model.layout import PATHS, Path
 from model.tasks import divergences
-from vkbackend.errors import DeviceError
+from vkbackend.errors import DeviceError, InputError
 
 
 def test_divergence_is_that_of_the_distributions() -> None:
@@ -193,6 +195,24 @@ def test_several_cache_types_need_a_run(capsys: pytest.CaptureFixture[str]) -> N
     assert capsys.readouterr().err == (
         "latentvk: error: --cache f32,f16 is given with --preset, expected one type where nothing is run; choose one\n"
     )
+
+
+def test_a_type_that_a_path_has_no_kernel_for_is_left_out_of_a_sweep(capsys: pytest.CaptureFixture[str]) -> None:
+    job = plan_job(arguments("--cache", "q8_0,f16", "--paths", "mla,mha"))
+    assert {kind: [path.name for path in paths] for kind, paths in job.typed.items()} == {
+        "f16": ["mla", "mha"],
+        "q8_0": ["mla"],
+    }
+    assert list(job.typed) == ["f16", "q8_0"]
+    for argv in (["--cache", "q8_0", "--paths", "mla,mha"], ["--cache", "f16,q8_0", "--paths", "mha"]):
+        with pytest.raises(InputError, match="path 'mha' keeps values transposed"):
+            plan_job(arguments(*argv))
+    with pytest.raises(InputError, match="cache type 'q3' has no kernel"):
+        plan_job(arguments("--cache", "f16,q3"))
+
+
+def arguments(*argv: str) -> argparse.Namespace:
+    return build_parser("compare", load("compare")).parse_args(argv)
 
 
 def test_reports_show_the_side_by_side_first_and_each_table_in_the_file() -> None:
