@@ -24,6 +24,11 @@ _LEVELS = {
     Q.Q6_K: 64,
     Q.Q8_0: 256,
 }
+# The scales of types that keep them in bytes: for each byte its value, as far as the values rise.
+_BYTE_SCALES = {
+    Q.MXFP4: lambda: gguf_quants.MXFP4.e8m0_to_fp32_half(np.arange(256, dtype=np.uint8)),
+    Q.NVFP4: lambda: gguf_quants.NVFP4.ue4m3_to_fp32(np.arange(127, dtype=np.uint8)),
+}
 
 
 def random_blocks(kind: Q, n_blocks: int, rng: np.random.Generator, scale: float) -> Bytes:
@@ -47,7 +52,9 @@ def random_blocks(kind: Q, n_blocks: int, rng: np.random.Generator, scale: float
     step = scale / _spreads()[kind]
     d = jitter * np.float32(step / math.sqrt(1 + 1 / 48))
     if kind is Q.MXFP4:
-        _put_exponents(blocks, step, jitter)
+        blocks[:, 0] = _byte_scales(kind, step, 2 * jitter - np.float32(1.5))
+    elif kind is Q.NVFP4:
+        blocks[:, :4] = _byte_scales(kind, step, rng.random((n_blocks, 4), np.float32))
     elif kind in (Q.Q2_K, Q.Q4_1, Q.Q5_1, Q.Q4_K, Q.Q5_K):
         _put_scale_and_minimum(blocks, kind, d)
     elif kind is Q.Q6_K:
@@ -81,7 +88,7 @@ def _spreads() -> dict[Q, float]:
         Q.Q3_K: six_bits * _rms(np.arange(-4, 4)),
         Q.IQ4_NL: nonlinear,
         Q.IQ4_XS: six_bits * nonlinear,
-        Q.MXFP4: _rms(np.array(gguf_quants.MXFP4.kvalues)),
+        **dict.fromkeys(_BYTE_SCALES, _rms(np.array(gguf_quants.MXFP4.kvalues))),
         **{kind: odd_to_15 * math.hypot(_rms(grid(kind)), 1 / 8) for kind in (Q.IQ1_S, Q.IQ1_M)},
         **{kind: odd_to_31 / 8 * _rms(grid(kind)) for kind in (Q.IQ2_XXS, Q.IQ2_XS, Q.IQ2_S)},
         Q.IQ3_XXS: odd_to_31 / 4 * _rms(grid(Q.IQ3_XXS)),
@@ -111,14 +118,13 @@ def _put_scale_and_minimum(blocks: Bytes, kind: Q, d: Floats) -> None:
         blocks[:, 4:16] = pack_scales(scales, scales)
 
 
-def _put_exponents(blocks: Bytes, d: float, jitter: Floats) -> None:
-    """MXFP4's scales are powers of two, byte 128 for 1: of the two about ``d`` so many that its mean square is kept.
-
-    ``jitter`` is uniform over 0.75 to 1.25.
-    """
-    above = math.ceil(math.log2(d))
-    share = (d**2 - 4.0 ** (above - 1)) / (4.0**above - 4.0 ** (above - 1))
-    blocks[:, 0] = 127 + above + (jitter < 0.75 + 0.5 * share)
+def _byte_scales(kind: Q, d: float, chance: Floats) -> Bytes:
+    """The byte of one of the two scales about ``d`` for each of ``chance``, uniform over 0 to 1: so many of each that
+    their mean square is ``d``'s, since MXFP4's lie apart by a factor of two."""
+    scales = _BYTE_SCALES[kind]()
+    below = int(np.clip(np.searchsorted(scales, d, "right") - 1, 0, len(scales) - 2))
+    low, high = (float(scale) ** 2 for scale in scales[below : below + 2])
+    return (below + (chance < (d**2 - low) / (high - low))).astype(np.uint8)
 
 
 def _put_in_top_nibbles(blocks: Bytes, d: Floats) -> None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 # The types that have a shader (shaders/include/format_*.glsl).
 SUPPORTED_TYPES = (
     *(Q.F32, Q.F16, Q.BF16, Q.Q4_0, Q.Q4_1, Q.Q5_0, Q.Q5_1, Q.Q8_0, Q.Q2_K, Q.Q3_K, Q.Q4_K, Q.Q5_K, Q.Q6_K),
-    *(Q.IQ4_NL, Q.IQ4_XS, Q.MXFP4, Q.IQ1_S, Q.IQ1_M, Q.IQ2_XXS, Q.IQ2_XS, Q.IQ2_S, Q.IQ3_XXS, Q.IQ3_S),
+    *(Q.IQ4_NL, Q.IQ4_XS, Q.MXFP4, Q.NVFP4, Q.IQ1_S, Q.IQ1_M, Q.IQ2_XXS, Q.IQ2_XS, Q.IQ2_S, Q.IQ3_XXS, Q.IQ3_S),
     *(Q.TQ1_0, Q.TQ2_0),
 )
 

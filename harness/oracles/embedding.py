@@ -27,7 +27,7 @@ EXTREME_PLAIN: dict[Q, NDArray[np.generic]] = {
     Q.F16: EXTREME.view(np.uint16),
     Q.BF16: np.array([0, 0x8000, 1, 0x807F, 0x80, 0x7F7F, 0xFF7F, 0x7F80, 0xFF80, 0x7FC0, 0xFF81], np.uint16),
 }
-# Where a block keeps its halves (ggml-common.h); MXFP4's scale is any byte, IQ1_M's half is spread over four nibbles.
+# Where a block keeps its halves (ggml-common.h); IQ1_M's is spread over four nibbles.
 SCALES_AT = {
     **dict.fromkeys((Q.Q4_0, Q.Q5_0, Q.Q8_0, Q.IQ4_NL, Q.IQ4_XS), (0,)),
     **dict.fromkeys((Q.Q4_1, Q.Q5_1, Q.Q4_K, Q.Q5_K), (0, 2)),
@@ -37,6 +37,13 @@ SCALES_AT = {
     Q.Q6_K: (208,),
     Q.TQ1_0: (52,),
     Q.TQ2_0: (64,),
+}
+# Scales that are bytes: how many begin a block, and their extremes: MXFP4's smallest and largest powers of two; NVFP4's
+# zeros, smallest and largest subnormal, smallest normal, largest, the byte that would be a NaN and stands for zero, and
+# some of these with the top bit, which says nothing.
+BYTE_SCALES = {
+    Q.MXFP4: (1, np.array([0, 1, 2, 3, 252, 253, 254, 255], np.uint8)),
+    Q.NVFP4: (4, np.array([0x00, 0x80, 0x01, 0x07, 0x87, 0x08, 0x7E, 0xFE, 0x7F, 0xFF], np.uint8)),
 }
 
 
@@ -58,9 +65,10 @@ def any_blocks(rng: np.random.Generator, kind: Q, rows: int, columns: int) -> ND
     if kind is Q.IQ1_M:
         nibbles = _any_scales(rng, n_blocks).view(np.uint16)[:, None] >> np.array([0, 4, 8, 12], np.uint16) & 15
         blocks[:, 49::2] = blocks[:, 49::2] & 15 | nibbles.astype(np.uint8) << 4
-    if kind is Q.MXFP4:
-        extreme = rng.random(n_blocks) < 1 / 3
-        blocks[extreme, 0] = rng.choice(np.array([0, 1, 2, 3, 252, 253, 254, 255], np.uint8), extreme.sum())
+    if kind in BYTE_SCALES:
+        width, bytes_ = BYTE_SCALES[kind]
+        extreme = rng.random((n_blocks, width)) < 1 / 3
+        blocks[:, :width][extreme] = rng.choice(bytes_, extreme.sum())
     if kind in EXTREME_PLAIN:
         extreme = rng.random(n_blocks) < 1 / 3
         blocks[extreme] = rng.choice(EXTREME_PLAIN[kind], extreme.sum())[:, None].view(np.uint8)

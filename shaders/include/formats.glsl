@@ -31,6 +31,8 @@
 #include "format_iq4_xs.glsl"
 #elif defined(FORMAT_MXFP4)
 #include "format_mxfp4.glsl"
+#elif defined(FORMAT_NVFP4)
+#include "format_nvfp4.glsl"
 #elif defined(FORMAT_IQ1_S)
 #include "format_iq1_s.glsl"
 #elif defined(FORMAT_IQ1_M)

@@ -43,9 +43,9 @@ def test_values_take_many_sizes_of_both_signs(kind: Q) -> None:
 
 def test_random_blocks_of_other_types() -> None:
     with pytest.raises(InputError) as caught:
-        random_blocks(Q.NVFP4, 1, np.random.default_rng(0), 1.0)
+        random_blocks(Q.Q1_0, 1, np.random.default_rng(0), 1.0)
     assert str(caught.value) == (
-        "type NVFP4 has no random generator, expected one of F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, "
-        "Q4_K, Q5_K, Q6_K, IQ4_NL, IQ4_XS, MXFP4, IQ1_S, IQ1_M, IQ2_XXS, IQ2_XS, IQ2_S, IQ3_XXS, IQ3_S, TQ1_0, TQ2_0; "
-        "use one of them"
+        "type Q1_0 has no random generator, expected one of F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, "
+        "Q4_K, Q5_K, Q6_K, IQ4_NL, IQ4_XS, MXFP4, NVFP4, IQ1_S, IQ1_M, IQ2_XXS, IQ2_XS, IQ2_S, IQ3_XXS, IQ3_S, TQ1_0, "
+        "TQ2_0; use one of them"
     )

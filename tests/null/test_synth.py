@@ -225,8 +225,8 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (
             ["--type", "attn=Q9_9"],
             "--type 'attn=Q9_9': expected PATTERN=TYPE with a type of BF16, F16, F32, IQ1_M, IQ1_S, IQ2_S, IQ2_XS, "
-            "IQ2_XXS, IQ3_S, IQ3_XXS, IQ4_NL, IQ4_XS, MXFP4, Q2_K, Q3_K, Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, "
-            "Q8_0, TQ1_0, TQ2_0; correct it",
+            "IQ2_XXS, IQ3_S, IQ3_XXS, IQ4_NL, IQ4_XS, MXFP4, NVFP4, Q2_K, Q3_K, Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, "
+            "Q6_K, Q8_0, TQ1_0, TQ2_0; correct it",
         ),
         (
             ["--type", "attn_k_b=q8_0"],
