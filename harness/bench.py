@@ -291,7 +291,7 @@ def record_facts(model: "Model", gguf: "GGUFFile", args: argparse.Namespace) -> 
         "schema": SCHEMA,
         "schema_version": SCHEMA_VERSION,
         "command": "latentvk " + " ".join(sys.argv[1:]),
-        "device": model.device.info.as_dict(),
+        "device": model.device.as_dict(),
         "model": metadata.model_file(*gguf.paths),
         "settings": settings,
     }

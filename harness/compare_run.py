@@ -134,7 +134,7 @@ def measure_model(job: "Job", args: argparse.Namespace) -> Measured:
     facts = metadata.model_file(*gguf.paths)
     if len(opened) > 1:
         facts["others"] = [metadata.model_file(*other.paths) for other, _ in opened[1:]]
-    return Measured(tables, config, device.info.as_dict(), facts, peak_samples, longest, state, lost)
+    return Measured(tables, config, device.as_dict(), facts, peak_samples, longest, state, lost)
 
 
 def _parts(

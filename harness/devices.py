@@ -120,6 +120,7 @@ def _lines(
 ) -> Iterator[tuple[str, str]]:
     from vkbackend.gtt import PAGE, parameters
     from vkbackend.physical import FEATURES
+    from vkbackend.tuning import load_tuning, tuning_file
 
     if reason is not None:
         yield "unusable", str(reason)
@@ -154,6 +155,8 @@ def _lines(
         yield "  on", "all of these" if set(on) == set(info.features) else ", ".join(on) or "none"
     if missing := [name for name in FEATURES if name not in info.features]:
         yield "  missing", ", ".join(missing)
+    if tuned := load_tuning(info).entries:
+        yield "tuning", f"from {tuning_file()}, by `latentvk shaders bench`, for: {', '.join(sorted(tuned))}"
     if opened is not None:
         yield "measured", _samples_text("memory reads", opened.peaks.samples["bandwidth"], "GB/s")
         yield "", _samples_text("f32 arithmetic", opened.peaks.samples["arithmetic"], "GFLOP/s")

@@ -209,7 +209,7 @@ def to_json(found: Diagnosis) -> dict[str, Any]:
         "date": metadata.now(),
         "host": metadata.host(),
         "software": metadata.software(),
-        "device": found.device.info.as_dict(),
+        "device": found.device.as_dict(),
         "model": found.model,
         "peaks": asdict(found.peaks),
         "peak_samples": found.peak_samples,

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import chain
 from math import prod
 
@@ -45,6 +46,7 @@ class Variant:
     Attributes:
         tokens, n_past: that the launch works on, and the cache positions before them.
         rank: index in RANKS of what the launch is from.
+        plan: the launches of the same forward pass on a device with another tuning, or with none.
     """
 
     name: str
@@ -52,6 +54,7 @@ class Variant:
     tokens: int = 1
     n_past: int = 0
     rank: int = 0
+    plan: Callable[[Tuning | None], Iterator[Variant]] | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -109,6 +112,10 @@ def find_variants(
             _variants(config, mix, info, among, replace(shape, tuning=forms)),
             _cache_variants(config, mix, info, replace(shape, tuning=forms)),
         )
+        if shape.tuning is not None and shape.tuning.entries:  # what is chosen without it
+            untuned = replace(shape, tuning=None)
+            parts = _variants(config, mix, info, among, untuned), _cache_variants(config, mix, info, untuned)
+            variants = chain(variants, *parts)
         products = (v for v in others if v.launch.kernel.file in (kernels.MATVEC.file, kernels.MATMUL.file))
         variants = chain(variants, _cache_variants(config, mix, info, shape), products, _backend_variants())
     for variant in variants:
@@ -172,7 +179,21 @@ def _planned(
     shape: Shape,
     rank: str,
 ) -> Iterator[Variant]:
-    planned = planned_launches(config, types, path, info, n_ctx=shape.n_ctx, chunk=shape.chunk, tuning=shape.tuning)
+    plan = partial(_planned_by, config, types, path, info, shape, rank)
+    for variant in plan(shape.tuning):
+        yield replace(variant, plan=plan)
+
+
+def _planned_by(
+    config: ModelConfig,
+    types: Mapping[str, GGMLQuantizationType],
+    path: Path,
+    info: DeviceInfo,
+    shape: Shape,
+    rank: str,
+    tuning: Tuning | None,
+) -> Iterator[Variant]:
+    planned = planned_launches(config, types, path, info, n_ctx=shape.n_ctx, chunk=shape.chunk, tuning=tuning)
     # The first kernel of each program, an embedding or a norm, has a workgroup for each token.
     n_past = shape.n_ctx - planned["chunk"][0].grid[0]
     for name, launches in planned.items():

@@ -7,13 +7,13 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from harness import options
+from vkbackend.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from harness.oracles.client import OracleRunner
     from harness.shader_variants import Variant
-    from harness.timing.job import BenchJob, Timing
     from model.config import ModelConfig
     from vkbackend.physical import DeviceInfo
 
@@ -29,44 +29,41 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--context", type=options.positive_int, default=4096, metavar="N", help="tokens in the cache (default 4096)")
     options.add_chunk(parser)
     add("--repeats", type=options.positive_int, default=10, metavar="N", help="samples of each (default 10)")
+    add(
+        "--sweep",
+        type=_sweep,
+        action="append",
+        default=[],
+        metavar="NAME=1,2,4",
+        help="instead: try these values of a specialization constant, in turns; repeatable, for every combination",
+    )
+    add("--store", action="store_true", help="write what a sweep finds distinctly better into the device's tuning")
     add("--seed", type=options.non_negative_int, default=0, metavar="N", help="of the oracles' inputs (default 0)")
 
 
 def run(args: argparse.Namespace) -> int:
-    from dataclasses import asdict
-
     from harness import metadata
     from harness.oracles.client import OracleRunner
-    from harness.roofline import Peaks
-    from harness.timing.result import Result
-    from harness.timing.table import print_results
-    from harness.timing.work import amount
     from model.presets import get_preset
 
+    if args.store and not args.sweep:
+        raise InputError("--store is given without --sweep, expected constants to try; add --sweep NAME=1,2,4")
+    if args.store:
+        from harness.timing.sweep import require_table
+
+        require_table()
     config = get_preset(args.preset)
     with OracleRunner(args.device) as runner:
         variants = find(args, config, runner.info)
-        before = runner.peaks()
-        timings, refused = _time(args, config, variants, runner)
-        measured = [before, runner.peaks()]
-        # Whatever else ran on the machine can only have lowered them.
-        bandwidth = max(peaks.bandwidth_bytes_per_s for peaks in measured)
-        peaks = Peaks(bandwidth, max(peaks.flops_per_s for peaks in measured), "read and multiply-add kernels")
-        results = [Result(variant, amount(job), timing, peaks) for variant, job, timing in timings]
-        if results and not options.json_to_stdout(args):
-            print_results(runner.info, peaks, results)
+        work = _sweeps if args.sweep else _timings
+        found, refused = work(args, config, variants, runner)
     for name, reason in refused.items():
         if not options.json_to_stdout(args):
             print(f"FAIL  {name}: not timed: {reason}")
-    rows: list[dict[str, Any]] = [result.as_dict() for result in results]
-    rows += [{"name": name, "refused": reason} for name, reason in refused.items()]
+    found["rows"] += [{"name": name, "refused": reason} for name, reason in refused.items()]
     settings = {name: getattr(args, name) for name in ("preset", "mix", "context", "chunk", "repeats", "seed")}
     about = {"host": metadata.host(), "software": metadata.software(), "device": runner.info.as_dict()}
-    options.emit_json(
-        args,
-        about
-        | {"settings": settings, "peaks": asdict(peaks), "peak_samples": [p.samples for p in measured], "rows": rows},
-    )
+    options.emit_json(args, about | {"settings": settings} | found)
     return 1 if refused else 0
 
 
@@ -79,9 +76,11 @@ def find(args: argparse.Namespace, config: ModelConfig, info: DeviceInfo) -> lis
     from harness.shader_variants import Shape, choose, find_variants
     from harness.timing.work import TIMED
     from model.engine import DEFAULT_CHUNK
+    from vkbackend.tuning import load_tuning
 
     named = bool(args.kernels)
-    shape = Shape(n_ctx=args.context + (args.chunk or DEFAULT_CHUNK), chunk=args.chunk, every_type=named)
+    n_ctx = args.context + (args.chunk or DEFAULT_CHUNK)
+    shape = Shape(n_ctx=n_ctx, chunk=args.chunk, every_type=named, tuning=load_tuning(info))
     found = {v.name: v for v in find_variants(config, args.mix, info, everything=named, shape=shape)}
     # Parts of a cache that one binding cannot hold differ from the whole in where they begin alone, and are large.
     asked = any("shard" in name for name in args.kernels)
@@ -89,19 +88,32 @@ def find(args: argparse.Namespace, config: ModelConfig, info: DeviceInfo) -> lis
     return [found[name] for name in choose(timed, args.kernels)]
 
 
-def _time(
-    args: argparse.Namespace, config: ModelConfig, variants: Sequence[Variant], runner: OracleRunner
-) -> tuple[list[tuple[Variant, BenchJob, Timing]], dict[str, str]]:
-    """What was timed, and why the others were not, by name."""
-    from harness.oracles.client import Job
-    from harness.timing.job import BenchJob
-    from vkbackend.errors import DeviceError
-
-    timings: list[tuple[Variant, BenchJob, Timing]] = []
-    refused: dict[str, str] = {}
+def _progress(variants: Sequence[Variant]) -> Iterator[Variant]:
+    """The variants, each said on a terminal before its turn."""
     for number, variant in enumerate(variants):
         if sys.stderr.isatty():
             print(f"latentvk: {number + 1} of {len(variants)}: {variant.name}", file=sys.stderr)
+        yield variant
+
+
+def _timings(
+    args: argparse.Namespace, config: ModelConfig, variants: Sequence[Variant], runner: OracleRunner
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Every variant's own constants timed, as fields of the record; and why the others were not, by name."""
+    from dataclasses import asdict
+
+    from harness.oracles.client import Job
+    from harness.roofline import Peaks
+    from harness.timing.job import BenchJob
+    from harness.timing.result import Result
+    from harness.timing.table import print_results
+    from harness.timing.work import amount
+    from vkbackend.errors import DeviceError
+
+    refused: dict[str, str] = {}
+    timings = []
+    before = runner.peaks()
+    for variant in _progress(variants):
         launch = variant.launch
         verdict = runner.judge(Job(launch.kernel, launch.spec, args.seed))
         if verdict.failures:
@@ -109,7 +121,54 @@ def _time(
             continue
         job = BenchJob.of(variant, config, repeats=args.repeats)
         try:
-            timings.append((variant, job, runner.time(job)))
+            timings.append((variant, amount(job), runner.time(job)))
         except DeviceError as error:
             refused[variant.name] = str(error)
-    return timings, refused
+    measured = [before, runner.peaks()]
+    # Whatever else ran on the machine can only have lowered them.
+    bandwidth = max(peaks.bandwidth_bytes_per_s for peaks in measured)
+    peaks = Peaks(bandwidth, max(peaks.flops_per_s for peaks in measured), "read and multiply-add kernels")
+    results = [Result(variant, work, timing, peaks) for variant, work, timing in timings]
+    if results and not options.json_to_stdout(args):
+        print_results(runner.info, peaks, results)
+    rows = [result.as_dict() for result in results]
+    return {"peaks": asdict(peaks), "peak_samples": [p.samples for p in measured], "rows": rows}, refused
+
+
+def _sweeps(
+    args: argparse.Namespace, config: ModelConfig, variants: Sequence[Variant], runner: OracleRunner
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Of each purpose and kernel one variant's constants tried, as fields of the record; and what was refused."""
+    from harness.timing import sweep
+    from harness.timing.table import print_sweep
+    from vkbackend.errors import DeviceError
+
+    values: dict[str, Sequence[int]] = dict(args.sweep)
+    refused: dict[str, str] = {}
+    rows, done = [], set()
+    for variant in _progress(variants):
+        key = sweep.purpose_of(variant), variant.launch.kernel.file
+        if key in done:
+            continue
+        done.add(key)
+        try:
+            found = sweep.sweep(runner, variant, values, config, runner.info, seed=args.seed, repeats=args.repeats)
+        except DeviceError as error:
+            refused[variant.name] = str(error)
+            continue
+        refused |= {f"{variant.name} as {choice}": failure for choice, failure in found.refused.items()}
+        stored = sweep.store(found, runner.info) if args.store and found.better else None
+        rows.append({"name": variant.name, **found.as_dict(), "stored": stored is not None})
+        if not options.json_to_stdout(args):
+            print_sweep(found)
+            if stored:
+                print(f"stored as '{found.purpose}' in {stored}")
+    return {"rows": rows}, refused
+
+
+def _sweep(text: str) -> tuple[str, list[int]]:
+    """'ROWS=1,2,4' -> ('ROWS', [1, 2, 4])."""
+    name, equals, values = text.partition("=")
+    if not name or not equals:
+        raise argparse.ArgumentTypeError(f"found '{text}', expected a constant and its values such as ROWS=1,2,4")
+    return name.strip().upper(), options.positive_ints(values)

@@ -139,10 +139,12 @@ def _check(
     from contextlib import ExitStack
     from queue import SimpleQueue
 
-    from harness.shader_variants import find_variants
+    from harness.shader_variants import Shape, find_variants
     from model.presets import get_preset
+    from vkbackend.tuning import load_tuning
 
-    variants = find_variants(get_preset(args.preset), args.mix, info, args.kernels, everything=True)
+    shape = Shape(tuning=load_tuning(info))
+    variants = find_variants(get_preset(args.preset), args.mix, info, args.kernels, everything=True, shape=shape)
     rows = []
     with ExitStack() as stack:
         runners = [runner] if runner else []

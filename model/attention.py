@@ -7,7 +7,7 @@ Letters: T tokens of the chunk, H heads, R kv_lora, N qk_nope, P qk_rope, V v_he
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gguf import GGMLQuantizationType
 
@@ -21,6 +21,7 @@ from model.weights import Weight
 from vkbackend.buffer import Buffer
 from vkbackend.device import Device
 from vkbackend.program import Program
+from vkbackend.tuning import Entry
 
 # A lane's registers for queries and accumulators, in pairs of f32. A CPU keeps them in its first cache (measured on
 # lavapipe with GLM's widths: 5 heads 18.5 GFLOP/s, 10 heads 20.8, but 20 heads take 20 s to compile). A GPU has 256
@@ -29,6 +30,7 @@ _PAIRS_CPU, _PAIRS_GPU = 360, 64
 # Workgroups that fill a device with one token's attention; lavapipe: a few for each core.
 _GROUPS_CPU, _GROUPS_GPU = 16, 256
 _TILE = 8  # cache rows between two softmax updates, at most the smallest subgroup
+MOST_SPLITS = 4096  # of a tuned shape: each has a sum of kv_lora numbers a head
 
 
 def lane_pairs(width: int, kind: GGMLQuantizationType, lanes: int) -> int:
@@ -40,16 +42,19 @@ def lane_pairs(width: int, kind: GGMLQuantizationType, lanes: int) -> int:
 
 @dataclass(frozen=True)
 class AttentionShape:
-    """How the latent kernel is cut for a device: heads a workgroup, pairs a lane, splits of the cache for one token."""
+    """How the latent kernel is cut for a device, for one token or a chunk: heads a workgroup, cache rows a tile, pairs
+    a lane, splits of the cache (1 for a chunk)."""
 
     heads: int
+    tile: int
     latent_pairs: int
     rope_pairs: int
     splits: int
 
     @classmethod
-    def choose(cls, device: Device, config: ModelConfig, kind: GGMLQuantizationType) -> AttentionShape:
-        """The most heads that divide the model's and whose registers fit, then enough splits to fill the device."""
+    def choose(cls, device: Device, config: ModelConfig, kind: GGMLQuantizationType, tokens: int) -> AttentionShape:
+        """What the device's tuning says; else the most heads that divide the model's and whose registers fit, then
+        enough splits to fill the device."""
         cpu = device.info.kind == "cpu"
         latent_pairs = lane_pairs(config.kv_lora, kind, device.subgroup_size)
         rope_pairs = lane_pairs(config.qk_rope, kind, device.subgroup_size)
@@ -61,7 +66,41 @@ class AttentionShape:
         ]
         heads = max(fitting, default=1)
         groups = config.n_head // heads
-        return cls(heads, latent_pairs, rope_pairs, max(1, -(-(_GROUPS_CPU if cpu else _GROUPS_GPU) // groups)))
+        splits = max(1, -(-(_GROUPS_CPU if cpu else _GROUPS_GPU) // groups)) if tokens == 1 else 1
+        made = cls(heads, min(_TILE, device.subgroup_size), latent_pairs, rope_pairs, splits)
+        name = purpose(config.kv_lora, config.qk_rope, config.n_head, kind, tokens)
+        tuned = device.tuning.find(name)
+        if tuned is None:
+            return made
+        wrong = unfit(tuned, config.n_head, tokens, device.subgroup_size)
+        if wrong:
+            device.tuning.reject(name, wrong)
+            return made
+        of = tuned.constants
+        return replace(made, heads=of["HEADS"], tile=of["TILE"], splits=of["SPLITS"])
+
+
+def purpose(latent: int, rope: int, heads: int, kind: GGMLQuantizationType, tokens: int) -> str:
+    """What a tuning calls the latent kernel of a model of those widths over a cache of ``kind``, for one token or a
+    chunk."""
+    return f"attention {latent}+{rope} x {heads} {kind.name.lower()} {'token' if tokens == 1 else 'chunk'}"
+
+
+def unfit(entry: Entry, heads: int, tokens: int, lanes: int) -> str:
+    """Why the attention of ``heads`` heads cannot be launched so; "" where it can."""
+    of, expected = entry.constants, ("HEADS", "TILE", "SPLITS")
+    if entry.kernel != kernels.ATTENTION_LATENT.file:
+        return f"has the kernel {entry.kernel}, expected {kernels.ATTENTION_LATENT.file}"
+    if set(of) != set(expected):
+        return f"has the constants {', '.join(of) or 'none'}, expected {', '.join(expected)}"
+    if of["HEADS"] < 1 or heads % of["HEADS"]:
+        return f"has HEADS {of['HEADS']}, expected a divisor of {heads}"
+    if not 1 <= of["TILE"] <= lanes:
+        return f"has TILE {of['TILE']}, expected 1 to {lanes}, a subgroup's lanes"
+    most = MOST_SPLITS if tokens == 1 else 1
+    if not 1 <= of["SPLITS"] <= most:
+        return f"has SPLITS {of['SPLITS']}, expected 1 to {most}"
+    return ""
 
 
 @dataclass(frozen=True)
@@ -73,7 +112,8 @@ class AttentionBlock:
     vectors: Mapping[str, Buffer]
     cache: LayerCache
     n_ctx: int
-    shape: AttentionShape
+    token_shape: AttentionShape
+    chunk_shape: AttentionShape
 
     def emit(self, program: Program, scratch: Scratch, tokens: int) -> None:
         """x += attention(norm(x)) for ``tokens`` (1, or the chunk's capacity)."""
@@ -169,7 +209,7 @@ class AttentionBlock:
         absorbed = View(scratch["q_latent"], batch=c.latent_dim, token=c.n_head * c.latent_dim)
         self._linear(program, scratch, tokens, "attn_k_b", nope, absorbed)
 
-        splits = self.shape.splits if tokens == 1 else 1
+        splits = self._shape(tokens).splits
         slots = splits * len(shards)
         for index, shard in enumerate(shards):
             self._attend(program, scratch, tokens, shard, splits, index * splits, slots)
@@ -187,7 +227,7 @@ class AttentionBlock:
         self, program: Program, scratch: Scratch, tokens: int, shard: LatentShard, splits: int, slot: int, slots: int
     ) -> None:
         """Attention over one shard's positions, whose sums go to ``splits`` of a head's ``slots``, from ``slot`` on."""
-        c = self.config
+        c, shape = self.config, self._shape(tokens)
         values = {} if shard.values is None else {"values": shard.values}
         kernel = kernels.ATTENTION_LATENT_V if values else kernels.ATTENTION_LATENT
         kernel = kernels.for_cache(kernel, self.cache.cache_type)
@@ -205,19 +245,22 @@ class AttentionBlock:
                 "params": scratch["params"],
                 **values,
             },
-            (c.n_head // self.shape.heads, splits, tokens),
+            (c.n_head // shape.heads, splits, tokens),
             spec={
                 "LATENT": c.kv_lora,
                 "ROPE": c.qk_rope,
-                "HEADS": self.shape.heads,
-                "TILE": min(_TILE, program.device.subgroup_size),
+                "HEADS": shape.heads,
+                "TILE": shape.tile,
                 "SPLITS": splits,
-                "LATENT_PAIRS": self.shape.latent_pairs,
-                "ROPE_PAIRS": self.shape.rope_pairs,
+                "LATENT_PAIRS": shape.latent_pairs,
+                "ROPE_PAIRS": shape.rope_pairs,
             },
             push=push,
             deep=True,
         )
+
+    def _shape(self, tokens: int) -> AttentionShape:
+        return self.token_shape if tokens == 1 else self.chunk_shape
 
     def _heads_view(self, scratch: Scratch) -> View:
         c = self.config

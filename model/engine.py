@@ -112,7 +112,7 @@ def require_session(
     if chunk is not None and chunk < 1:
         raise InputError(f"chunk {chunk}; expected at least 1: choose a larger one")
     require_whole_words(config, get_path(path.name, path.cache_type))
-    limit, splits = buffer_limit(device), AttentionShape.choose(device, config, path.kind).splits
+    limit, splits = buffer_limit(device), AttentionShape.choose(device, config, path.kind, 1).splits
 
     def scratch(n: int) -> dict[str, int]:
         width, positions = chunk_capacity(config, path, n, limit, chunk), cache_capacity(n)
@@ -139,16 +139,18 @@ class Session:
         require_session(device, config, path, n_ctx, chunk, missing)
         self.model, self.path = model, path
         self.chunk = chunk_capacity(config, path, n_ctx, buffer_limit(device), chunk)
-        shape = AttentionShape.choose(device, config, path.kind)
+        one, several = (AttentionShape.choose(device, config, path.kind, tokens) for tokens in (1, 2))
         shards = len(latent_ranges(config, path, cache_capacity(n_ctx), buffer_limit(device)))
-        sizes = scratch_bytes(config, path, cache_capacity(n_ctx), self.chunk, shape.splits, shards)
+        sizes = scratch_bytes(config, path, cache_capacity(n_ctx), self.chunk, one.splits, shards)
         self.n_ctx = n_ctx
         with ExitStack() as made:  # what exists already is given back when the next part fails
             self._cache = Cache(device, config, path, n_ctx)
             made.callback(self._cache.free)
             self._scratch = Scratch(device, config, self._cache.n_ctx, sizes)
             made.callback(self._scratch.free)
-            self._forward = Forward(device, config, model.weights, path, self._cache, self._scratch, shape, self.chunk)
+            self._forward = Forward(
+                device, config, model.weights, path, self._cache, self._scratch, (one, several), self.chunk
+            )
             made.pop_all()
         self._params = self._scratch["params"]
         self.n_past = 0

@@ -31,7 +31,7 @@ class Forward:
         path: Path,
         cache: Cache,
         scratch: Scratch,
-        shape: AttentionShape,
+        shapes: tuple[AttentionShape, AttentionShape],
         chunk: int,
     ) -> None:
         self._config, self._weights, self._scratch = config, weights, scratch
@@ -40,7 +40,7 @@ class Forward:
         self._blocks = []
         for i, layer_cache in enumerate(cache.layers):
             matrices, vectors = weights.layer(i)
-            attention = AttentionBlock(config, matrices, vectors, layer_cache, cache.n_ctx, shape)
+            attention = AttentionBlock(config, matrices, vectors, layer_cache, cache.n_ctx, *shapes)
             self._blocks.append((attention, FeedForwardBlock(config, matrices, vectors, config.is_moe(i))))
 
         self.decode = Program(device, "decode")

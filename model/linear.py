@@ -27,6 +27,7 @@ MATVEC_ROWS, MATVEC_ROWS_F32 = 4, 2
 # A chunk: rows a lane by tokens of matmul.comp. On lavapipe 2 x 4 reaches 27 GFLOP/s for Q4_K, 2 x 16 only 22 and takes
 # five times as long to compile. RADV on phoenix predicts 22% less time a result for 2 x 8 than for 2 x 4, no spills.
 MATMUL_ROWS, MATMUL_TOKENS_NARROW, MATMUL_TOKENS_WIDE = 2, 4, 8
+MOST_RESULTS = 256  # a lane: so many sums of a tuned tiling; they are registers
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,14 @@ class Tiling:
     @classmethod
     def choose(cls, device: Device, kind: GGMLQuantizationType, tokens: int, role: str = "") -> Tiling:
         """What the device's tuning says of products of that kind and ``role``, else the usual one for its subgroups."""
-        entry = device.tuning.find(purpose(kind, tokens, role)) or usual(kind, tokens, device.subgroup_size)
-        return cls.of(entry, device.subgroup_size)
+        name = purpose(kind, tokens, role)
+        tuned = device.tuning.find(name)
+        if tuned is not None:
+            wrong = unfit(tuned, tokens)
+            if not wrong:
+                return cls.of(tuned, device.subgroup_size)
+            device.tuning.reject(name, wrong)
+        return cls.of(usual(kind, tokens, device.subgroup_size), device.subgroup_size)
 
     @classmethod
     def of(cls, entry: Entry, lanes: int) -> Tiling:
@@ -74,6 +81,24 @@ def purpose(kind: GGMLQuantizationType, tokens: int, role: str) -> str:
     """What a tuning calls products with weights of that kind, of one token or a chunk; ``role``, of ROLES, is "" for a
     plain matrix, "chosen" and "routed" for a token's and a chunk's experts, "cache" for a cache taken as a matrix."""
     return " ".join(filter(None, ("linear", role, kind.name.lower(), "token" if tokens == 1 else "chunk")))
+
+
+def unfit(entry: Entry, tokens: int) -> str:
+    """Why no product of one token (``tokens`` 1), or of a chunk, can be launched so; "" where it can."""
+    allowed = {kernels.MATVEC.file: kernels.MATVEC.spec, kernels.MATMUL.file: kernels.MATMUL.spec}
+    names = allowed.get(entry.kernel)
+    if names is None or (tokens > 1 and entry.kernel == kernels.MATVEC.file):
+        return f"has the kernel {entry.kernel}, expected {kernels.MATMUL.file}" + (
+            f" or {kernels.MATVEC.file}" if tokens == 1 else ""
+        )
+    if set(entry.constants) != set(names):
+        return f"has the constants {', '.join(entry.constants) or 'none'}, expected {', '.join(names)}"
+    rows, each = entry.constants["ROWS"], entry.constants.get("TOKENS", 1)
+    if tokens == 1 and each != 1:
+        return f"has TOKENS {each}, expected 1 for one token"
+    if not (rows >= 1 and each >= 1 and rows * each <= MOST_RESULTS):
+        return f"has {rows} rows by {each} tokens a lane, expected 1 to {MOST_RESULTS} results"
+    return ""
 
 
 def usual(kind: GGMLQuantizationType, tokens: int, lanes: int) -> Entry:

@@ -14,12 +14,13 @@ from vkbackend.errors import DeviceError
 from vkbackend.memory import Memory
 from vkbackend.pace import Pace
 from vkbackend.physical import DeviceInfo, list_devices, require_usable, select_device
-from vkbackend.tuning import Tuning
+from vkbackend.tuning import Tuning, load_tuning
 
 
 class Device:
     """An open device: its ``info``, the Kompute ``manager`` that owns every buffer and program on it, the
-    ``companion`` layer, the ``memory`` policy and the ``pace`` that its kernels were seen to run at.
+    ``companion`` layer, the ``memory`` policy, the ``pace`` that its kernels were seen to run at, and the ``tuning``
+    that they are chosen by.
 
     Args:
         memory_fraction: the share of the device's memory that may be used, 0 to 1; None for the default.
@@ -51,6 +52,11 @@ class Device:
     def subgroup_size(self) -> int:
         """Invocations of one subgroup, the workgroup size of every kernel here."""
         return self.info.subgroup_size
+
+    def as_dict(self) -> dict[str, Any]:
+        """What ``info`` says, and ``tuning``: for each purpose in it the kernel that it chose, and its constants."""
+        tuned = {name: {"kernel": e.kernel, **e.constants} for name, e in self.tuning.entries.items()}
+        return self.info.as_dict() | {"tuning": tuned}
 
     def sequence(self, what: str, timestamps: int = 0) -> Any:
         """A new Kompute sequence, with room for ``timestamps``; call it within ``companion.creating``.
@@ -126,6 +132,7 @@ def _open(info: DeviceInfo, memory_fraction: float | None) -> Device:
     """Open one device. DeviceError when the kernels cannot run on it."""
     require_usable(info)
     device = Device(info, memory_fraction)
+    device.tuning = load_tuning(info)
     from vkbackend.health import require_full_subgroups  # which builds on this module
 
     try:

@@ -50,7 +50,7 @@ class Inputs:
             OutOfMemoryError: an allocation failed.
         """
         made: Buffers = {}
-        for name, access in self._job.kernel.bindings:
+        for name, access in self._job.bindings.items():
             if access != "r":
                 if name not in self.written:
                     self.written[name] = self._upload(name, self._values(name))

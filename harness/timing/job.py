@@ -18,8 +18,9 @@ SAMPLE_S = 0.05  # a submission costs about 0.1 ms whatever is in it
 
 @dataclass(frozen=True)
 class Choice:
-    """One way to launch the kernel: specialization and push constants, and the grid that they need."""
+    """One way to launch: the kernel, specialization and push constants, and the grid that they need."""
 
+    kernel: Kernel
     spec: Mapping[str, int]
     push: Mapping[str, int | float]
     grid: tuple[int, int, int]
@@ -30,7 +31,8 @@ class BenchJob:
     """A kernel at the shape that a model launches it with.
 
     Attributes:
-        choices: ways to launch it, timed in turns, so that a drift of the device's speed falls on all alike.
+        choices: ways to make the same results, timed in turns, so that a drift of the device's speed falls on all
+            alike; the first one's kernel and constants say what the launch does.
         nbytes: of each binding's buffer.
         tokens: that the launch works on.
         n_past: positions in the cache before them.
@@ -39,7 +41,6 @@ class BenchJob:
         rotated_bytes: of copies of the inputs that are launched in turn; None: more than the device's caches hold.
     """
 
-    kernel: Kernel
     choices: tuple[Choice, ...]
     deep: bool
     nbytes: Mapping[str, int]
@@ -61,13 +62,16 @@ class BenchJob:
         sample_s: float = SAMPLE_S,
         rotated_bytes: int | None = None,
     ) -> BenchJob:
-        """The variant's own launch, and ``others`` that differ from it in constants and grid alone."""
-        launch = variant.launch
+        """The variant's own launch, and ``others`` that make the same in other ways."""
+        launches = (variant.launch, *others)
+        nbytes: dict[str, int] = {}
+        for launch in launches:
+            for name, buffer in launch.buffers.items():
+                nbytes[name] = max(nbytes.get(name, 0), buffer.nbytes)
         return cls(
-            launch.kernel,
-            tuple(Choice(each.spec, each.push, each.grid) for each in (launch, *others)),
-            launch.deep,
-            {name: buffer.nbytes for name, buffer in launch.buffers.items()},
+            tuple(Choice(each.kernel, each.spec, each.push, each.grid) for each in launches),
+            variant.launch.deep,
+            nbytes,
             config,
             variant.tokens,
             variant.n_past,
@@ -83,13 +87,19 @@ class BenchJob:
         return cls.of(variant, config, repeats=3, sample_s=0.01, rotated_bytes=QUICK_BYTES)
 
     @property
+    def kernel(self) -> Kernel:
+        """Of the first choice."""
+        return self.choices[0].kernel
+
+    @property
     def push(self) -> Mapping[str, int | float]:
         """Of the first choice; the others' say the same of the shape."""
         return self.choices[0].push
 
-    def access(self, binding: str) -> str:
-        """Whether the kernel reads it, writes it, or both."""
-        return dict(self.kernel.bindings)[binding]
+    @property
+    def bindings(self) -> Mapping[str, str]:
+        """The bindings of all choices, with their access."""
+        return {name: access for choice in self.choices for name, access in choice.kernel.bindings}
 
 
 @dataclass(frozen=True)

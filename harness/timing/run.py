@@ -89,10 +89,11 @@ def _program(
 ) -> Program:
     program = Program(device, f"timing {job.kernel.file}")
     stack.callback(program.free)
-    spec, push, grid = job.choices[choice].spec, job.choices[choice].push, job.choices[choice].grid
+    of = job.choices[choice]
     for number in range(launches):
-        buffers = copies[number % len(copies)]
-        program.launch(job.kernel, buffers, grid, spec=spec, push=push, deep=job.deep)
+        copy = copies[number % len(copies)]
+        buffers = {name: copy[name] for name, _ in of.kernel.bindings}
+        program.launch(of.kernel, buffers, of.grid, spec=of.spec, push=of.push, deep=job.deep)
     return program
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from harness import stats
 from harness.roofline import Peaks
 from harness.timing.result import Result
+from harness.timing.sweep import Sweep, entry_text
 from harness.units import bytes_text, seconds_text, significant
 from vkbackend.physical import DeviceInfo
 
@@ -39,6 +40,32 @@ def figures(result: Result) -> tuple[str, ...]:
         result.bound.governs,
         percent(result.share),
     )
+
+
+def print_sweep(found: Sweep) -> None:
+    """A line for each choice: its time, and that over the present one's."""
+    print(f"\n{found.variant.name}, in turns:")
+    width = max(len(entry_text(entry)) for entry in found.entries)
+    for i, entry in enumerate(found.entries):
+        samples = found.timing.samples[i]
+        middle = stats.median(samples)
+        ratio = "the present choice" if i == 0 else f"{_ratio_text(found.ratio(i))} of it"
+        mark = "*" if i == found.best else " "
+        spread = percent(stats.spread(samples) / middle)
+        print(f"{mark} {entry_text(entry):<{width}}  {seconds_text(middle):>8}  {spread:>6}  {ratio}")
+    if found.confirmed is None:
+        print("the present choice is the best, or not told from it")
+    else:
+        said = "is better" if found.better else "is not told from the present choice then: chance chose it"
+        print(f"{entry_text(found.entries[found.best])} once more: {_ratio_text(found.confirmed)}; it {said}")
+
+
+def _ratio_text(ratio: stats.Ratio) -> str:
+    """'0.82 (0.80 to 0.85)', with ~ before it where its interval includes 1."""
+    if ratio.low is None or ratio.high is None:
+        return f"?{significant(ratio.value)}"
+    mark = "" if ratio.distinct else "~"
+    return f"{mark}{significant(ratio.value)} ({significant(ratio.low)} to {significant(ratio.high)})"
 
 
 def _explained(peaks: Peaks, results: Sequence[Result]) -> Iterator[str]:

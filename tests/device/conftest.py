@@ -1,7 +1,8 @@
 """What all tests here share, made once: the device (without one they are skipped and say why) and small models.
 
 All of them run under the Khronos validation layer, and one that leaves a message of it fails. LATENTVK_VALIDATE names
-other checks than the usual; set and empty it turns validation off, which needs no such layer and is faster.
+other checks than the usual; set and empty it turns validation off, which needs no such layer and is faster. The user's
+tuning table is not read unless LATENTVK_TUNING names one.
 """
 
 import os
@@ -16,6 +17,7 @@ from vkbackend.errors import DeviceError
 from vkbackend.physical import list_devices
 
 os.environ.setdefault("LATENTVK_VALIDATE", "core,sync,queue-sync")  # child processes inherit it
+os.environ.setdefault("LATENTVK_TUNING", "off")  # what a user measured is not what is tested
 CHECKED = pytest.StashKey[list[int]]()  # tests watched, messages left
 
 

@@ -85,7 +85,7 @@ def test_scores_far_apart_and_far_from_zero(device: Device) -> None:
 @pytest.mark.parametrize("cache", ["f16", "f32", "q8_0", "q4_0"])
 def test_cut_fits_the_device_and_divides_the_heads(device: Device, cache: str) -> None:
     config, kind = PRESETS["glm-4.7-flash"], CACHE_TYPES[cache]
-    shape = AttentionShape.choose(device, config, kind)
+    shape = AttentionShape.choose(device, config, kind, 1)
     assert shape.latent_pairs % pairs_a_word(kind) == shape.rope_pairs % pairs_a_word(kind) == 0
     assert config.n_head % shape.heads == 0
     assert shape.latent_pairs * device.subgroup_size * 2 >= config.kv_lora

@@ -116,7 +116,7 @@ def test_a_slow_devices_time_is_measured(device: Device) -> None:
     found = variant(device, "rms_norm")
     whole = BenchJob.of(found, TINY, repeats=3, sample_s=0.1)
     (first,) = whole.choices
-    job = replace(whole, choices=(first, Choice(first.spec, first.push, (first.grid[0] // 2, 1, 1))))
+    job = replace(whole, choices=(first, Choice(first.kernel, first.spec, first.push, (first.grid[0] // 2, 1, 1))))
     before, device.pace = device.pace, Pace()
     device.companion.slow_down(0.002)
     try:
