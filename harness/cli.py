@@ -21,7 +21,7 @@ from vkbackend.errors import InputError, LatentvkError, printable
 
 COMMANDS = (
     *("devices", "inspect", "synth", "tokenize", "generate", "logits"),
-    *("compare", "bench", "diagnose", "regress", "shaders"),
+    *("compare", "bench", "diagnose", "regress", "report", "shaders"),
 )
 # Commands of two words; the first word's module only says what they are for.
 GROUPS = {"shaders": ("check", "stats", "bench", "watch")}

@@ -104,7 +104,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-o",
         "--output",
         metavar="DIR",
-        help="folder of the JSON and Markdown reports (default ./results; none with --json)",
+        help="folder of the JSON, Markdown and HTML reports (default ./results; none with --json)",
     )
 
 
@@ -261,16 +261,17 @@ def report_folder(args: argparse.Namespace) -> Path | None:
 
 
 def finish(record: "Record", args: argparse.Namespace, folder: Path | None) -> None:
-    """Print the tables and write the two report files, if there is a folder for them."""
+    """Print the tables and write the three report files, if there is a folder for them."""
     from rich.console import Console
 
-    from harness import report
+    from harness import report_tables
     from harness.atomic import write_text
+    from harness.page import page
     from harness.results import write_record
 
     console = Console(file=sys.stderr if options.json_to_stdout(args) else sys.stdout, highlight=False)
     if not options.json_to_stdout(args):
-        report.show(record, console)
+        report_tables.show(record, console)
     if folder is None:
         return
     try:
@@ -282,9 +283,11 @@ def finish(record: "Record", args: argparse.Namespace, folder: Path | None) -> N
     stem = _free(folder, report_stem(record))
     json_path, markdown_path = folder / f"{stem}.json", folder / f"{stem}.md"
     write_record(record, json_path)
-    write_text(markdown_path, report.markdown(record, json_path.name))
+    write_text(markdown_path, report_tables.markdown(record, json_path.name))
+    page_path = folder / f"{stem}.html"
+    write_text(page_path, page(record, json_path.name))
     if not options.json_to_stdout(args):
-        print(f"report: {markdown_path}\nsamples: {json_path}")
+        print(f"report: {markdown_path}\nwith charts: {page_path}\nsamples: {json_path}")
 
 
 def report_stem(record: "Record") -> str:

@@ -207,6 +207,7 @@ def _table(part: _Part, device: str, peaks: Peaks, several: bool) -> Table:
         cache_type=part.cache_type,
         label=part.lanes[0].label if several else "",
         group=part.group,
+        memory=bench.budget,
     )
 
 

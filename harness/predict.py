@@ -33,7 +33,7 @@ def predict(
     limit = chip.memory if memory is None else memory
     rows = tuple(predict_row(config, weights, peaks, path, context, limit) for context in contexts for path in paths)
     lines = tuple(line_of(config, path, [row for row in rows if row.path == path.name], peaks) for path in paths)
-    return Table("predicted", config.name, chip.name, weights, peaks, rows, lines)
+    return Table("predicted", config.name, chip.name, weights, peaks, rows, lines, memory=limit)
 
 
 def predict_row(

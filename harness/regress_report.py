@@ -27,7 +27,7 @@ from harness.judging import (
     Rules,
 )
 from harness.metrics import Side
-from harness.report import Grid, markdown_grid
+from harness.report_tables import Grid, markdown_grid
 from harness.units import bytes_text, rate_text, seconds_text
 
 SCHEMA, SCHEMA_VERSION = "latentvk.regress", 1

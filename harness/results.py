@@ -9,12 +9,13 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from harness.atomic import write_new
 from harness.frozen import frozen
 from harness.roofline import Bound, Line, Peaks, Weights
 from harness.stats import Ratio, median, paired_ratio
+from vkbackend.errors import InputError, quoted
 
 SCHEMA = "latentvk.compare"
 SCHEMA_VERSION = 1
@@ -22,6 +23,7 @@ BASE_PATH = "mla"  # what every ratio is against
 TIMED = ("decode_rate", "prompt_rate", "first_token_seconds")  # the ratios that samples of times give
 
 Kind = Literal["measured", "predicted"]
+_Value = TypeVar("_Value")
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,7 @@ class Table:
     label: str = ""  # what tells it from the record's other measured tables
     group: int = 0  # tables of one group were measured in turns
     peers: tuple[str, ...] = ()  # what each other runtime was, a sentence each
+    memory: int | None = None  # bytes that weights and cache could take; None where nothing says
 
     def base(self, row: Row) -> Row | None:
         """The row of the base path at the same context, if it was asked for."""
@@ -206,6 +209,55 @@ def to_json(record: Record) -> dict[str, Any]:
                 if bound is not None:
                     target[name] |= {"seconds": bound.seconds, "governs": bound.governs}
     return plain
+
+
+def from_json(text: str, label: str) -> Record:
+    """The record that ``to_json`` made ``text`` of; fields of a later version of the program are left aside.
+
+    Raises InputError for what is no such record.
+    """
+    try:
+        plain = json.loads(text)
+        found = (plain["schema"], plain["schema_version"]) if isinstance(plain, dict) and "schema" in plain else None
+    except (ValueError, KeyError):
+        found = None
+    if found != (SCHEMA, SCHEMA_VERSION):
+        what = f"{quoted(found[0])} version {quoted(found[1])}" if found else "no record"
+        raise InputError(
+            f"{label}: found {what}, expected {SCHEMA} version {SCHEMA_VERSION}; choose a JSON file that compare wrote"
+        )
+    try:
+        return _built(Record, plain | {"tables": tuple(_table(table) for table in plain["tables"])})
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(
+            f"{label}: a field is missing or of another kind ({type(error).__name__}: {error}), expected a whole "
+            "record; measure again"
+        ) from None
+
+
+def _table(plain: dict[str, Any]) -> Table:
+    parts = {
+        "weights": _built(Weights, plain["weights"]),
+        "peaks": plain["peaks"] and _built(Peaks, plain["peaks"]),
+        "rows": tuple(_row(row) for row in plain["rows"]),
+        "lines": tuple(
+            _built(PathLine, line | {"line": line["line"] and _built(Line, line["line"])}) for line in plain["lines"]
+        ),
+    }
+    return _built(Table, plain | parts)
+
+
+def _row(plain: dict[str, Any]) -> Row:
+    parts = {name: plain[name] and _built(Bound, plain[name]) for name in ("decode_bound", "prompt_bound")}
+    return _built(Row, plain | parts | {"score": plain["score"] and _built(Score, plain["score"])})
+
+
+def _built(kind: type[_Value], plain: dict[str, Any]) -> _Value:
+    """A value of a dataclass from the fields that it has; lists become tuples."""
+    names = {each.name for each in fields(kind)}  # type: ignore[arg-type]
+    return kind(
+        **{name: frozen(value) if isinstance(value, list) else value for name, value in plain.items() if name in names}
+    )
 
 
 def write_record(record: Record, path: Path) -> None:

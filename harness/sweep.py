@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from harness.quants import effect_text, quant_effect
-from harness.report import NONE, Grid
+from harness.report_tables import NONE, Grid
 from harness.results import Record, Row, Table, ratios
 from harness.units import decimal_bytes_text, rate_text
 

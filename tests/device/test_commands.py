@@ -264,9 +264,9 @@ def test_compare_measures_caches_and_writes_both_reports(capsys: Captured, in_em
     assert main(["compare", *options]) == 0
     out = capsys.readouterr().out
     files = sorted((in_empty_folder / "reports").iterdir())
-    assert [file.suffix for file in files] == [".json", ".md"]
-    assert f"report: reports/{files[1].name}" in out
-    found = json.loads(files[0].read_text())
+    assert [file.suffix for file in files] == [".html", ".json", ".md"]
+    assert f"report: reports/{files[2].name}\nwith charts: reports/{files[0].name}\n" in out
+    found = json.loads(files[1].read_text())
     measured, predicted = found["tables"]
     assert (measured["kind"], predicted["kind"]) == ("measured", "predicted")
     config = ModelConfig.from_gguf(GGUFFile.open(embedded_model_path()))

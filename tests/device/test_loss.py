@@ -1,5 +1,6 @@
 """A lost device: one clear error, exit code 3, what was finished is kept, and another device can be opened."""
 
+import html
 import json
 import re
 from collections.abc import Iterator
@@ -161,7 +162,8 @@ def test_compare_writes_the_contexts_before(monkeypatch: pytest.MonkeyPatch, cap
     out, err = capsys.readouterr()
     line = error_line(err)
     reason = line.removeprefix("latentvk: error: ")
-    json_file, markdown = sorted(Path("r").iterdir())
+    page, json_file, markdown = sorted(Path("r").iterdir())
+    assert f"Incomplete: {html.escape(reason)}" in page.read_text()
     found = json.loads(json_file.read_text())
     assert found["incomplete"] == reason
     rows = found["tables"][0]["rows"]

@@ -13,7 +13,7 @@ import pytest
 from random_model import BASE
 from rich.console import Console
 
-from harness import measure, report
+from harness import measure, report_tables
 from harness.cli import main
 from harness.compare import report_stem
 from harness.compare_run import Bench, Lane, make_prompt, measure_context, measure_rows
@@ -272,7 +272,7 @@ def test_a_model_without_the_task_runs_on_drawn_tokens_and_says_why() -> None:
     assert 0 <= prompt.tokens.min() <= prompt.tokens.max() < CONFIG.n_vocab
     row = context_rows(FakeSession, prompt, ["mla"])[0]
     assert (row.recall, row.perplexity) == (None, None)
-    text = report.markdown(record(table([row])), "x.json")
+    text = report_tables.markdown(record(table([row])), "x.json")
     assert "| n/a | n/a |" in text
     assert f"No scores: {prompt.unscored}." in text
 
@@ -343,11 +343,11 @@ def test_a_lost_device_keeps_the_contexts_before_it(when: str) -> None:
     assert all(row.decode_seconds for row in rows[:2]) and not any(row.decode_seconds for row in rows[2:])
     assert all(session.closed for session in opened)
     assert max(session.n_ctx for session in opened) == (16 if when == "opening" else 40)
-    text = report.markdown(replace(record(table(rows)), incomplete=str(lost)), "samples.json")
+    text = report_tables.markdown(replace(record(table(rows)), incomplete=str(lost)), "samples.json")
     assert f"\n\n**Incomplete:** {message}\n\n" in text
     assert "- mla at 40: device lost.\n" in text
     console = Console(file=StringIO(), width=200)
-    report.show(replace(record(table(rows)), incomplete=str(lost)), console)
+    report_tables.show(replace(record(table(rows)), incomplete=str(lost)), console)
     assert console.file.getvalue().startswith(f"Incomplete: {message}\n")  # type: ignore[attr-defined]
 
 
@@ -362,7 +362,7 @@ def test_slope_times_bandwidth_is_bytes_per_token() -> None:
 def test_markdown_report_shows_ratio_rows_that_do_not_fit_and_undecided_ratios() -> None:
     rows = linear_rows({"mla": 2e-6, "mha": 2e-6})
     rows.append(Row("mha", 65536, 123 * 2**30, not_run="does not fit", needed_bytes=125 * 2**30))
-    text = report.markdown(record(table(rows)), "samples.json")
+    text = report_tables.markdown(record(table(rows)), "samples.json")
     blow_up = rows[1].cache_bytes_formula / rows[0].cache_bytes_formula
     assert f"({blow_up:.2f}x)" in text
     assert "| 65,536 | mha | does not fit | 123.0 GiB |" in text
@@ -383,7 +383,7 @@ def test_first_row_of_each_path_is_its_own_base() -> None:
 @pytest.mark.parametrize("width", [80, 120])
 def test_tables_fit_the_terminal_with_no_cell_cut(width: int) -> None:
     console = Console(width=width, record=True, file=StringIO())
-    report.show(record(table(linear_rows({"mla": 2e-6, "mla-v": 3e-6, "mha": 5e-6}))), console)
+    report_tables.show(record(table(linear_rows({"mla": 2e-6, "mla-v": 3e-6, "mha": 5e-6}))), console)
     text = console.export_text()
     assert max(len(line) for line in text.splitlines()) <= width
     assert "…" not in text
@@ -400,10 +400,11 @@ def test_report_names_are_made_of_model_device_and_date() -> None:
 def test_predicted_reports_are_written_and_marked(tmp_path: FilePath, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", "--preset", "glm-4.7-flash", "--predict", "780m", "-o", str(tmp_path / "new folder")]) == 0
     names = sorted(path.name for path in (tmp_path / "new folder").iterdir())
-    assert [name.rpartition(".")[2] for name in names] == ["json", "md"]
-    assert names[0].startswith("compare-glm-4.7-flash-radeon-780m-")
-    text = (tmp_path / "new folder" / names[1]).read_text()
+    assert [name.rpartition(".")[2] for name in names] == ["html", "json", "md"]
+    assert names[1].startswith("compare-glm-4.7-flash-radeon-780m-")
+    text = (tmp_path / "new folder" / names[2]).read_text()
     assert "| 4,096 | mha | predicted | 3.672 GiB | 17.78 | ≤ 13.1 | 0.39 |" in text
     assert "| 131,072 | mha | does not fit | 117.5 GiB | 17.78 | n/a |" in text
     assert "| 131,072 | mla | predicted | 6.609 GiB | 1 | ≤ 8.63 | 1 |" in text
-    assert names[1] in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert all(name in out for name in names)

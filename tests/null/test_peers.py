@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from test_compare_logic import PEAKS, FakeSession, bench, lanes, record
 
-from harness import report
+from harness import report_tables
 from harness.cli import main
 from harness.compare_run import _Part, _table, measure_parts, measure_rows
 from harness.measure import Prompt
@@ -134,7 +134,7 @@ def test_a_peer_takes_turns_with_ours_and_stands_in_their_table(llama_bench: tup
     assert rows[0].prompt_rate == pytest.approx(500)
     table = _table(found, "llvmpipe", PEAKS, several=False)
     assert [line.path for line in table.lines] == ["mla", "mha"]
-    text = report.markdown(record(table), "x.json")
+    text = report_tables.markdown(record(table), "x.json")
     assert "| 16 | llama-bench | n/a | n/a | n/a |" in text
     plain = to_json(record(table))["tables"][0]["rows"][-1]
     assert plain["peer"] is True and plain["cache_bytes_formula"] is None

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 from test_compare_logic import CONFIG, PEAKS, FakeSession, document, record, silent
 
-from harness import report, sweep
+from harness import report_tables, sweep
 from harness.cli import build_parser, load, main
 from harness.compare import plan_job
 from harness.compare_run import Bench, Lane, measure_context
@@ -217,11 +217,11 @@ def arguments(*argv: str) -> argparse.Namespace:
 
 def test_reports_show_the_side_by_side_first_and_each_table_in_the_file() -> None:
     found = record(made_table("first", 8_000_000, 0.010), made_table("second", 5_000_000, 0.0098))
-    text = report.markdown(found, "x.json")
+    text = report_tables.markdown(found, "x.json")
     assert text.index(sweep.TITLE) < text.index("## tiny (first), measured on llvmpipe")
     assert "## tiny (second), measured on llvmpipe" in text
     console = Console(file=StringIO(), width=100)
-    report.show(found, console)
+    report_tables.show(found, console)
     shown = console.file.getvalue()  # type: ignore[attr-defined]
     assert shown.startswith("tiny, measured on llvmpipe\n")
     assert "tiny (second)" not in shown
