@@ -5,9 +5,9 @@
 Unit load_unit(uint g) {
     Unit r;
     [[unroll]] for (uint i = 0u; i < 4u; i++) {
-        uint w = word(g * 4u + i);
-        r.q[i] = signed_fields(doubled_e2m1(w), 0, 8);
-        r.q[4u + i] = signed_fields(doubled_e2m1(w >> 4), 0, 8);
+        uvec2 values = doubled_e2m1(word(g * 4u + i));
+        r.q[i] = signed_fields(values.x, 0, 8);
+        r.q[4u + i] = signed_fields(values.y, 0, 8);
     }
     uint e = packed_byte(scale_base, g);
     r.da = uintBitsToFloat(e < 2u ? 0x00200000u << e : (e - 1u) << 23); r.ma = 0.0;

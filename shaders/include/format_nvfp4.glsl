@@ -8,9 +8,10 @@ Unit load_unit(uint g) {
     Unit r;
     uint block = (g >> 1) * 9u, side = g & 1u;
     [[unroll]] for (uint i = 0u; i < 4u; i++) {
-        uint w = word(block + 1u + side * 4u + i), at = (i & 2u) * 2u + (i & 1u);
-        r.q[at] = signed_fields(doubled_e2m1(w), 0, 8);
-        r.q[at + 2u] = signed_fields(doubled_e2m1(w >> 4), 0, 8);
+        uvec2 values = doubled_e2m1(word(block + 1u + side * 4u + i));
+        uint at = (i & 2u) * 2u + (i & 1u);
+        r.q[at] = signed_fields(values.x, 0, 8);
+        r.q[at + 2u] = signed_fields(values.y, 0, 8);
     }
     uint scales = word(block) >> (16u * side);
     // A half has the same fields, one more bit of exponent and another bias.
