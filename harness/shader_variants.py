@@ -144,14 +144,14 @@ def choose(names: Iterable[str], patterns: Sequence[str]) -> list[str]:
         if not any(_matches(name, pattern) for name in among):
             kernels = ", ".join(sorted({name.split()[0] for name in among}))
             raise InputError(
-                f"no kernel variant matches {pattern!r}, expected one of {kernels}, or the beginning of a variant's "
-                "name; `latentvk shaders stats` lists them"
+                f"no kernel variant matches {pattern!r}, expected one of {kernels}, or whole words that begin "
+                "a variant's name; `latentvk shaders stats` lists them"
             )
     return [name for name in among if not patterns or any(_matches(name, p) for p in patterns)]
 
 
 def _matches(name: str, pattern: str) -> bool:
-    return name == pattern or fnmatch.fnmatchcase(name, f"{pattern} *") or fnmatch.fnmatchcase(name, pattern)
+    return any(fnmatch.fnmatchcase(name, pattern + rest) for rest in ("", " *", "=*"))
 
 
 def _two_layers(config: ModelConfig) -> ModelConfig:

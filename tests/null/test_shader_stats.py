@@ -12,6 +12,7 @@ from harness.chips import get_chip
 from harness.cli import main
 from harness.shader_baseline import judge, regressions, save
 from harness.shader_row import Row
+from harness.shader_tables import print_stats
 from harness.shader_variants import find_variants
 from harness.shader_work import UnitCost, unit_cost
 from model import kernels
@@ -103,9 +104,16 @@ def test_variants_by_pattern() -> None:
     assert {v.name.split()[0] for v in found} == {"matvec", "rope_query"}
     assert all("q4_k" in v.name or v.name == "rope_query" for v in found)
     assert len(find_variants(GLM, "q4_k_m", WIDE, ["mat*q6_k*"])) >= 4
+    # Whole words begin a name: q4_0 is no q4, and a constant is a word without its value.
+    assert [v.name for v in find_variants(GLM, "q4_k_m", WIDE, ["matvec q4_k rows"])] == ["matvec q4_k rows=4"]
+    with pytest.raises(InputError):
+        find_variants(GLM, "q4_k_m", WIDE, ["matvec q4"])
     with pytest.raises(InputError) as caught:
         find_variants(GLM, "q4_k_m", WIDE, ["matvek"])
     assert str(caught.value).startswith("no kernel variant matches 'matvek', expected one of argmax, ")
+    assert str(caught.value).endswith(
+        "silu_mul, softmax_causal, or whole words that begin a variant's name; `latentvk shaders stats` lists them"
+    )
 
 
 def changed(**values: Any) -> Row:
@@ -188,6 +196,13 @@ def test_the_command(radv: None, tmp_path: Path, capsys: pytest.CaptureFixture[s
     path.write_text(json.dumps(record))
     assert main(["shaders", "stats", "rms_norm", "--against", str(path)]) == 1
     assert "worse than" in capsys.readouterr().out
+
+
+def test_tables_are_whole_where_lines_are_narrow(capsys: pytest.CaptureFixture[str]) -> None:
+    print_stats("null", "Mesa 25", CHIP, [replace(ROW, name="matmul q4_k routed rows=2 tokens=8 capacity=128")])
+    out = capsys.readouterr().out
+    assert "\N{HORIZONTAL ELLIPSIS}" not in out
+    assert out.count("matmul q4_k routed rows=2 tokens=8 capacity=128 ") == 2
 
 
 def test_modules_side_by_side(radv: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
