@@ -41,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_preset(table)
     add("--bandwidth", type=options.bandwidth, metavar="RATE", help="what the memory gives at most, such as 80GB/s")
     add("--memory", type=options.size_bytes, metavar="SIZE", help="the memory there is, such as 96GiB")
+    add("--processor", choices=("gpu", "cpu"), help="what ran the model (default: what FILE tells, else gpu)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -50,7 +51,12 @@ def run(args: argparse.Namespace) -> int:
         )
     args.model = args.model or args.model_option
     if args.measurements is None:
-        _refuse(args, ("preset", "mix", "bandwidth", "memory"), "without --measurements", "a table of speeds beside it")
+        _refuse(
+            args,
+            ("preset", "mix", "bandwidth", "memory", "processor"),
+            "without --measurements",
+            "a table of speeds beside it",
+        )
         args.contexts = args.contexts or options.positive_ints(DEFAULT_CONTEXTS)
         args.paths = args.paths or options.names(DEFAULT_PATHS)
         _require_paths(args)

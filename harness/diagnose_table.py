@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from harness import options
-from harness.inference import Point, infer, memory_factors
+from harness.inference import DEFAULT_PROCESSOR, Point, infer, memory_factors
 from harness.layouts import RUNTIME_TYPES, candidates
 from harness.measurements import read_measurements
 from harness.roofline import Weights
@@ -36,14 +36,17 @@ def diagnose_table(args: argparse.Namespace) -> int:
         subject.config, RUNTIME_TYPES if measured.cache_type not in RUNTIME_TYPES else (measured.cache_type,)
     )
     contexts = {point.context for point in measured.points}
+    processor = args.processor or measured.processor
     inference = None
     if len(contexts) > 1:
         factors = None
         if args.memory is not None:
             ran = sorted(contexts)
             factors = memory_factors(found, weights.total_bytes, args.memory, ran, measured.out_of_memory)
-        inference = infer(measured.points, weights.active_bytes, found, args.bandwidth, factors)
-    case = Case(subject.config, weights, args.bandwidth, args.memory, measured, inference)
+        inference = infer(
+            measured.points, weights.active_bytes, found, args.bandwidth, factors, processor or DEFAULT_PROCESSOR
+        )
+    case = Case(subject.config, weights, args.bandwidth, args.memory, measured, inference, processor)
     verdict = judge(case)
     options.emit_json(args, to_json(args, subject, case, verdict))
     if not options.json_to_stdout(args):
@@ -114,6 +117,7 @@ def to_json(args: argparse.Namespace, subject: Subject, case: Case, verdict: Ver
         "weights": asdict(case.weights),
         "bandwidth": case.bandwidth,
         "memory": case.memory,
+        "processor": case.processor,
         "verdict": asdict(verdict),
         "measured": {
             "file": args.measurements,

@@ -102,12 +102,25 @@ class Slowdown:
         return np.where(slowdown >= 1, np.exp(-0.5 * (log / sides) ** 2) / mass, 0.0)
 
 
-# What runtimes were seen to take. Weights at depth 0: llama.cpp Vulkan 1.6 (8060S, Q4_K_M and Q8), 3.3 (7900 XTX). A
-# cache per head: 2.2 (780M, Ollama), 1.3 (lavapipe, this project). A latent cache: 2.7 to 3.0 (8060S), 13 (7900 XTX),
-# 7 (lavapipe, this project): every row is worked on by all heads, so arithmetic or repeated reads may govern.
-WEIGHTS = Slowdown(typical=1.7, faster=0.35, slower=0.9)
-PER_HEAD = Slowdown(typical=1.9, faster=0.4, slower=0.5)
-LATENT = Slowdown(typical=2.8, faster=0.6, slower=0.8)
+@dataclass(frozen=True)
+class Slowdowns:
+    """What to expect of a processor: of weights, of a cache per head and of a latent one."""
+
+    weights: Slowdown
+    per_head: Slowdown
+    latent: Slowdown
+
+
+# What runtimes were seen to take. On GPUs: weights at depth 0 1.6 (8060S, llama.cpp Vulkan, Q4_K_M and Q8), 3.3 (7900
+# XTX); a cache per head 2.2 (780M, Ollama), 1.3 (lavapipe, this project); a latent cache 2.7 to 3.0 (8060S), 13 (7900
+# XTX), 7 (lavapipe, this project): every row is worked on by all heads, so arithmetic or repeated reads may govern.
+# On CPUs that arithmetic governs, and by how much depends on the program: 22 to 44 (llama.cpp on one core of 10 to 20
+# GB/s, three layers of GLM-4.7-Flash), about 1 (ik_llama.cpp as a user reported it).
+DEFAULT_PROCESSOR = "gpu"
+SLOWDOWNS = {
+    "gpu": Slowdowns(Slowdown(1.7, 0.35, 0.9), Slowdown(1.9, 0.4, 0.5), Slowdown(2.8, 0.6, 0.8)),
+    "cpu": Slowdowns(Slowdown(1.7, 0.35, 0.9), Slowdown(2.2, 0.5, 0.7), Slowdown(10.0, 1.2, 1.2)),
+}
 
 # A cache is f16 unless its user asked for another type, in every runtime known here.
 _TYPE_WEIGHTS = {"f32": 0.02, "f16": 0.8, "q8_0": 0.14, "q4_0": 0.06}
@@ -129,19 +142,20 @@ def infer(
     found: Sequence[Candidate],
     bandwidth: float | None = None,
     factors: Sequence[float] | None = None,
+    processor: str = DEFAULT_PROCESSOR,
 ) -> Inference:
     """The posterior over the candidates ``found``, and the line given the best of them.
 
     ``weight_bytes`` are read per decoded token; ``bandwidth`` in bytes/s is what the memory gives at most, None where
-    it is not known; ``factors`` are likelihoods of what else is known, candidate by candidate. Needs two different
-    contexts.
+    it is not known; ``factors`` are likelihoods of what else is known, candidate by candidate; ``processor``
+    is one of SLOWDOWNS. Needs two different contexts.
     """
-    line = _Line.from_points(points)
+    line, expected = _Line.from_points(points), SLOWDOWNS[processor]
     peaks = _bandwidths(bandwidth)
-    by_weights = [share * WEIGHTS.density(line.intercepts * peak / weight_bytes) for peak, share in peaks]
+    by_weights = [share * expected.weights.density(line.intercepts * peak / weight_bytes) for peak, share in peaks]
     posteriors = []
     for candidate, factor in zip(found, factors or [1.0] * len(found), strict=True):
-        slowdown = LATENT if candidate.latent else PER_HEAD
+        slowdown = expected.latent if candidate.latent else expected.per_head
         prior = sum(
             weights * slowdown.density(line.slopes * peak / candidate.bytes_per_token)
             for (peak, _), weights in zip(peaks, by_weights, strict=True)

@@ -46,13 +46,14 @@ _CONTEXT = re.compile(r"(\d[\d,_]*)([kK]?)")
 
 @dataclass(frozen=True)
 class Measurements:
-    """What a file says: points in the order given, contexts that ran out of memory, the cache's type where it is told,
-    and remarks on what was left out."""
+    """What a file says: points in the order given, contexts that ran out of memory, the cache's type and what
+    ran where that is told, and remarks on what was left out."""
 
     points: tuple[Point, ...]
     out_of_memory: tuple[int, ...]
     format: str
     cache_type: str | None = None
+    processor: str | None = None  # "gpu" or "cpu"
     notes: tuple[str, ...] = ()
 
 
@@ -243,7 +244,15 @@ def _llama_bench(source: _Source, rows: Sequence[_Row]) -> Measurements:
     _require_one_setup(source, used, _SETUP)
     cache_type = used[0].cells.get("type_k") if used else None
     same = used and cache_type == used[0].cells.get("type_v")
-    return Measurements(tuple(points), (), "llama-bench", cache_type if same else None)
+    ran = _processor(used[0].cells.get("backends"), used[0].cells.get("n_gpu_layers")) if used else None
+    return Measurements(tuple(points), (), "llama-bench", cache_type if same else None, ran)
+
+
+def _processor(backends: Any, gpu_layers: Any) -> str | None:
+    """What ran, by llama-bench's list of backends: the CPU where no other is there, or no layer lies on another."""
+    if not isinstance(backends, str) or not backends:
+        return None
+    return "cpu" if set(backends.split(",")) <= {"CPU", "BLAS"} or str(gpu_layers) == "0" else "gpu"
 
 
 def _markdown(source: _Source, rows: Sequence[_Row]) -> Measurements:
@@ -263,7 +272,8 @@ def _markdown(source: _Source, rows: Sequence[_Row]) -> Measurements:
         points.append(Point(int(match[2] or 0) + (int(match[1]) + 1) / 2, rate, rounding, deviation))
         used.append(row)
     _require_one_setup(source, used, [name for name in rows[0].cells if name not in ("test", "t/s")] if rows else [])
-    return Measurements(tuple(points), (), "llama-bench's table")
+    ran = _processor(used[0].cells.get("backend"), used[0].cells.get("ngl")) if used else None
+    return Measurements(tuple(points), (), "llama-bench's table", None, ran)
 
 
 def _sweep_table(source: _Source, rows: Sequence[_Row]) -> Measurements:

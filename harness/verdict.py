@@ -20,6 +20,7 @@ RULED_OUT = 0.05
 CONTRADICTORY = 0.15  # relative error of a point beyond which a straight line explains nothing
 FLAT = 0.2  # of a token's time at the longest context, what may have come with the context where speed "holds"
 COARSE = 0.03  # relative rounding of a printed rate from which more digits would help
+_OVER = 1.2  # a stated bandwidth is taken to be that much too low at most
 FEWEST_CONTEXTS = 3  # two points lie on a line whatever they are
 
 Kind = Literal["mha", "latent", "flat", "unexplained", "undecided", "contradictory", "too few"]
@@ -35,6 +36,7 @@ class Case:
     memory: int | None
     measured: Measurements
     inference: Inference | None  # None with fewer than two contexts
+    processor: str | None = None  # "gpu" or "cpu", None where nobody said
 
     @property
     def points(self) -> tuple[Point, ...]:
@@ -68,6 +70,15 @@ def judge(case: Case) -> Verdict:
     found = case.inference
     if found is None:
         return Verdict("too few", "no verdict: all points are at one context", (), (), tuple(measure_next(case)))
+    fastest = max(case.points, key=lambda point: point.rate)
+    least = fastest.rate * case.weights.active_bytes
+    if case.bandwidth is not None and least > _OVER * case.bandwidth:
+        headline = (
+            f"no verdict: {rate_text(fastest.rate)} tok/s read {significant(least / 1e9)} GB/s of weights alone, more "
+            f"than the {significant(case.bandwidth / 1e9)} GB/s that are stated"
+        )
+        again = "Give the memory's true bandwidth, or the quantisation that ran (--mix, or the file itself)."
+        return Verdict("contradictory", headline, (), (), (again,))
     if found.error > CONTRADICTORY:
         return _contradictory(case, found)
     of_heads = sum(each.probability for each in found.likely if not each.candidate.latent)
@@ -121,6 +132,11 @@ def _mha(case: Case, found: Inference, probability: float) -> Verdict:
             "attn_v_b: on files with a joint attn_kv_b it falls back."
         )
     reasons = [*_line_reasons(case, found), *_memory_reasons(case, best.candidate), *_quant_reasons(case, found)]
+    if case.processor is None:
+        reasons.append(
+            "This takes it that a GPU runs the model: on a CPU the arithmetic on a latent cache may cost as much "
+            "(--processor cpu)."
+        )
     return Verdict("mha", headline, tuple(reasons), tuple(remedies), ())
 
 

@@ -53,6 +53,13 @@ def test_the_example_says_mha_fallback(capsys: Captured, monkeypatch: pytest.Mon
     assert [row[1] for row in measured] == ["7.3 ± 0.05", "2.1 ± 0.05", "1.1 ± 0.05", "0.6 ± 0.05", "out of memory"]
 
 
+def test_the_readme_shows_what_is_printed(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("COLUMNS", "80")
+    out = "\n".join(line.rstrip() for line in run(capsys, *diagnose.EXAMPLE.split()[2:]).splitlines())
+    assert f"$ {diagnose.EXAMPLE}\n{out}\n```" in (ROOT / "README.md").read_text()
+
+
 def test_without_the_row_that_did_not_fit_it_is_foretold(capsys: Captured, tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     path.write_text("4096,7.3\n16384,2.1\n32768,1.1\n65536,0.6\n")

@@ -5,10 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from harness.inference import PER_HEAD, WEIGHTS, Point, Slowdown, infer, memory_factors
+from harness.inference import SLOWDOWNS, Point, infer, memory_factors
 from harness.layouts import Candidate, candidates
 from harness.measurements import Measurements
-from harness.roofline import estimated_weights
+from harness.roofline import Weights, estimated_weights
 from harness.verdict import RULED_OUT, SURE, Case, Verdict, judge, worst_point
 from model.layout import CacheLayout
 from model.presets import get_preset
@@ -26,16 +26,18 @@ def verdict(
     found: tuple[Candidate, ...] = FOUND,
     memory: int | None = None,
     out_of_memory: tuple[int, ...] = (),
+    processor: str = "gpu",
+    weights: Weights = WEIGHTS_Q4,
 ) -> tuple[Verdict, Case]:
     inference = None
     if len({point.context for point in points}) > 1:
         factors = None
         if memory is not None:
             ran = [point.context for point in points]
-            factors = memory_factors(found, WEIGHTS_Q4.total_bytes, memory, ran, out_of_memory)
-        inference = infer(points, WEIGHTS_Q4.active_bytes, found, bandwidth, factors)
+            factors = memory_factors(found, weights.total_bytes, memory, ran, out_of_memory)
+        inference = infer(points, weights.active_bytes, found, bandwidth, factors, processor)
     measured = Measurements(tuple(points), out_of_memory, "test")
-    case = Case(GLM, WEIGHTS_Q4, bandwidth, memory, measured, inference)
+    case = Case(GLM, weights, bandwidth, memory, measured, inference)
     return judge(case), case
 
 
@@ -53,6 +55,10 @@ def test_the_candidates_cost_what_the_published_table_says() -> None:
 def test_the_780m_report_is_the_mha_fallback(bandwidth: float | None) -> None:
     found, case = verdict(REPORT, bandwidth)
     assert found.kind == "mha"
+    assert found.reasons[-1] == (
+        "This takes it that a GPU runs the model: on a CPU the arithmetic on a latent cache may cost as much "
+        "(--processor cpu)."
+    )
     assert case.inference is not None
     best = case.inference.best
     assert best.candidate == Candidate(CacheLayout.PER_HEAD, "f16", 962_560)
@@ -66,7 +72,7 @@ def test_running_out_of_memory_rules_smaller_caches_out() -> None:
     found, case = verdict(REPORT, 80e9, memory=96 * 2**30, out_of_memory=(128 * K,))
     assert case.inference is not None and without.inference is not None
     assert case.inference.best.probability > without.inference.best.probability
-    assert found.reasons[-2] == (
+    assert found.reasons[-3] == (
         "It ran out of memory at 131,072: this cache is 117.5 GiB there, with the weights 134.4 GiB of 96.00 GiB; the "
         "V-less latent is 6.609 GiB."
     )
@@ -95,6 +101,18 @@ def test_published_latent_runs_are_no_fallback() -> None:
     """llama.cpp's Vulkan backend on a Radeon 8060S (236 GB/s), whose cache is latent: 70.9, 50.5 and 27.9 tok/s."""
     found, _ = verdict([Point(64, 70.9, 0.05), Point(8192, 50.5, 0.05), Point(32_768, 27.9, 0.05)], 236e9)
     assert found.kind == "latent"
+
+
+@pytest.mark.parametrize("bandwidth", [16e9, 20e9, None])
+def test_a_latent_cache_on_a_cpu_is_not_taken_for_the_fallback(bandwidth: float | None) -> None:
+    """llama.cpp (build 0c1e570) on one core, three layers of GLM-4.7-Flash in Q4_K_M, 185 MB read a token: arithmetic
+    governs, and a table of speeds alone cannot tell. On a GPU the same line could only be the fallback's."""
+    three = candidates(replace(GLM, n_layer=3))
+    rates = {4: 95.4, 1028: 48.7, 2052: 34.2, 4100: 24.1}
+    points = [Point(context, rate, 0.05) for context, rate in rates.items()]
+    found, _ = verdict(points, bandwidth, three, processor="cpu", weights=Weights(907_000_000, 185_000_000, "its file"))
+    assert found.kind == "undecided"
+    assert found.measure_next[-1].startswith("Look for the KV cache's size in the runtime's log")
 
 
 def test_a_type_that_is_known_is_the_only_one_tried() -> None:
@@ -128,6 +146,17 @@ def test_contradictory_points_name_the_worst() -> None:
     assert found.measure_next[0] == "Measure all contexts again on an idle machine."
 
 
+def test_a_bandwidth_that_the_weights_alone_exceed_is_not_believed() -> None:
+    found, _ = verdict(REPORT, 10e9)
+    assert (found.kind, found.headline) == (
+        "contradictory",
+        "no verdict: 7.30 tok/s read 15.8 GB/s of weights alone, more than the 10.0 GB/s that are stated",
+    )
+    assert found.measure_next == (
+        "Give the memory's true bandwidth, or the quantisation that ran (--mix, or the file itself).",
+    )
+
+
 def test_the_worst_point_is_found_wherever_it_lies() -> None:
     rng = np.random.default_rng(3)
     for wrong in range(8):
@@ -139,7 +168,7 @@ def test_the_worst_point_is_found_wherever_it_lies() -> None:
 
 
 def test_a_slowdown_is_a_density() -> None:
-    for slowdown in (WEIGHTS, PER_HEAD, Slowdown(2.0, 0.3, 0.9)):
+    for slowdown in (of for every in SLOWDOWNS.values() for of in (every.weights, every.per_head, every.latent)):
         log = np.linspace(-1, 12, 200_001)
         density = slowdown.density(np.exp(log))
         assert np.trapezoid(density, log) == pytest.approx(1, abs=1e-3)

@@ -93,6 +93,18 @@ def test_llama_bench_records(form: str) -> None:
     assert (found.format, found.cache_type) == ("llama-bench", "q8_0")
 
 
+@pytest.mark.parametrize(
+    ("backends", "layers", "processor"),
+    [("CPU", -1, "cpu"), ("BLAS,CPU", 99, "cpu"), ("Vulkan", 99, "gpu"), ("CUDA,CPU", 0, "cpu"), ("", 9, None)],
+)
+def test_llama_bench_tells_what_ran(backends: str, layers: int, processor: str | None) -> None:
+    found = parse_measurements(json.dumps([record(backends=backends, n_gpu_layers=layers)]), "t")
+    assert found.processor == processor
+    if backends:
+        text = f"| backend | ngl | test | t/s |\n| {backends} | {layers} | tg9 | 3.0 ± 0.1 |\n"
+        assert parse_measurements(text, "t").processor == processor
+
+
 def test_caches_of_two_types_name_none() -> None:
     assert parse_measurements(json.dumps([record(type_v="f16")]), "t").cache_type is None
 
