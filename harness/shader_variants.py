@@ -125,12 +125,14 @@ def find_variants(
     return [found[name] for name in choose(found, patterns)]
 
 
-def _preference(variant: Variant, shape: Shape) -> tuple[int, int]:
-    """Of launches of one variant the largest shows most of it, among those that the wished shape has."""
-    rank, buffers = variant.rank, variant.launch.buffers.values()
-    if shape.most_bytes is not None and max((b.nbytes for b in buffers), default=0) > shape.most_bytes:
+def _preference(variant: Variant, shape: Shape) -> tuple[int, int, int]:
+    """Of launches of one variant that which reads most shows most of it, among those that the wished shape has."""
+    rank, launch = variant.rank, variant.launch
+    sizes = {name: buffer.nbytes for name, buffer in launch.buffers.items()}
+    read = max((sizes.get(name, 0) for name, access in launch.kernel.bindings if access == "r"), default=0)
+    if shape.most_bytes is not None and max(sizes.values(), default=0) > shape.most_bytes:
         rank += len(RANKS)
-    return -rank, prod(variant.launch.grid)
+    return -rank, read, prod(launch.grid)
 
 
 def choose(names: Iterable[str], patterns: Sequence[str]) -> list[str]:

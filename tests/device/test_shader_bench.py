@@ -13,6 +13,7 @@ import pytest
 from harness.cli import main
 from harness.oracles.client import OracleRunner
 from harness.shader_variants import Shape, Variant, find_variants
+from harness.timing import run as timing_run
 from harness.timing.job import QUICK_BYTES, BenchJob, Choice
 from harness.timing.run import time_job
 from model.presets import get_preset
@@ -130,3 +131,18 @@ def test_a_slow_devices_time_is_measured(device: Device) -> None:
     for samples, groups in zip(timing.samples, (8, 4), strict=True):
         assert 0.002 * groups <= min(samples) < 0.002 * groups * 1.5
     assert timing.launches[0] > 1 and timing.launches[0] % timing.copies == 0
+
+
+def test_timestamps_and_wall_clock_agree(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of launches beside which neither a submission's own cost nor a timestamp's counts for much."""
+    if not (device.info.timestamp_bits and device.info.timestamp_period_ns):
+        pytest.skip(f"{device.info.name} has no timestamps")
+    found = find_variants(TINY, "q4_k_m", device.info, ["matmul q6_k"], shape=SHAPE)
+    job = BenchJob.of(next(v for v in found if v.tokens == 8), TINY, repeats=5, sample_s=0.02)
+    seconds = {}
+    for clock in ("device timestamps", "wall clock of submissions"):
+        monkeypatch.setattr(timing_run, "_clock", lambda device, clock=clock: clock)
+        timing = time_job(device, job)
+        assert timing.clock == clock
+        seconds[clock] = min(timing.samples[0])
+    assert 1 / 3 < seconds["device timestamps"] / seconds["wall clock of submissions"] < 3
