@@ -173,7 +173,7 @@ def plan_job(args: argparse.Namespace) -> Job:
     from harness.chips import get_chip
     from model.presets import get_preset
 
-    typed = {kind: _paths(args.paths, kind, strict=len(args.cache) == 1) for kind in args.cache}
+    typed = {kind: options.paths_over(args.paths, kind, strict=len(args.cache) == 1) for kind in args.cache}
     typed = dict(sorted(typed.items(), key=lambda item: item[0] != "f16"))
     chip = get_chip(args.predict).key if args.predict else None
     named = args.model is not None or bool(args.weights)
@@ -203,23 +203,6 @@ def plan_job(args: argparse.Namespace) -> Job:
         predict_model=chip if preset is None else None,
         predict_preset=None if preset is None else (get_preset(preset), chip or DEFAULT_CHIP),
     )
-
-
-def _paths(names: Sequence[str], cache_type: str, strict: bool) -> "tuple[AttentionPath, ...]":
-    """The paths over that type; among several types (not ``strict``) those that have no kernel for it are left out.
-
-    Raises InputError for an unknown name or type, or where no path is left.
-    """
-    from model.layout import PATHS, get_path
-
-    found = []
-    for name in names:
-        try:
-            found.append(get_path(name, cache_type))
-        except InputError:
-            if strict or name not in PATHS or (name == names[-1] and not found):
-                raise
-    return tuple(found)
 
 
 def _predict(

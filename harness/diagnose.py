@@ -58,8 +58,9 @@ def run(args: argparse.Namespace) -> int:
             "a table of speeds beside it",
         )
         args.contexts = args.contexts or options.positive_ints(DEFAULT_CONTEXTS)
-        args.paths = args.paths or options.names(DEFAULT_PATHS)
-        _require_paths(args)
+        names = args.paths or options.names(DEFAULT_PATHS)
+        # Before the file is opened or a device asked for; only paths that were asked for must have a kernel.
+        args.paths = options.paths_over(names, args.cache, strict=args.paths is not None)
         from harness.diagnose_run import diagnose_model
 
         return diagnose_model(args)
@@ -71,14 +72,6 @@ def run(args: argparse.Namespace) -> int:
     from harness.diagnose_table import diagnose_table
 
     return diagnose_table(args)
-
-
-def _require_paths(args: argparse.Namespace) -> None:
-    """Raise InputError for an unknown path or cache type before the file is opened or a device asked for."""
-    from model.layout import get_path
-
-    for name in args.paths:
-        get_path(name, args.cache)
 
 
 def _refuse(args: argparse.Namespace, names: tuple[str, ...], where: str, expected: str) -> None:

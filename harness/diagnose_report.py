@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -13,7 +12,8 @@ from harness.inference import Interval
 from harness.own_lines import HELPS
 from harness.quants import effect_text
 from harness.stats import median
-from harness.units import bytes_text, decimal_bytes_text, rate_text, seconds_text, significant
+from harness.text_tables import plain_table, show_list
+from harness.units import about_text, bytes_text, decimal_bytes_text, rate_text, seconds_text, significant
 from harness.verdict import percent
 from model.layout import CacheLayout, cache_bytes_per_token
 
@@ -30,10 +30,13 @@ def show(found: Diagnosis) -> None:
     console.print(Text(f"{found.model}, measured on {found.device.info.name}\n", style="bold"))
     for line in found.lines:
         console.print(Text.assemble((f"Verdict, {_name(found, line)}: ", "bold"), headline(line) + "."))
-        _show_list(console, [*reasons(line), *remedies(line)])
+        show_list(console, [*reasons(line), *remedies(line)])
     if found.effects:
-        console.print(Text("Quantisations", style="bold"))
-        _show_list(console, [effect_text(e.path, e.context, e.larger, e.smaller, e.effect) for e in found.effects])
+        show_list(
+            console,
+            [effect_text(e.path, e.context, e.larger, e.smaller, e.effect) for e in found.effects],
+            "Quantisations",
+        )
     console.print(_decode_table(found), "")
     console.print(_line_table(found), "")
     peaks, cost = found.peaks, found.cost
@@ -65,7 +68,7 @@ def headline(line: Line) -> str:
         return f"{before} at all contexts up to {longest:,}; what the cache costs there does not count"
     if own.crossing is None:
         return f"{before} at first; these samples do not tell from where the cache governs: take more repeats"
-    crossing = significant(max(own.crossing, 1.0), 2)
+    crossing = about_text(max(own.crossing, 1.0))
     if own.crossing > longest:
         return f"{before}, and cache-bound from about {crossing} tokens on, beyond what was measured"
     return f"{before} up to about {crossing} tokens of context, cache-bound from there on"
@@ -126,23 +129,9 @@ def _interval_text(value: Interval) -> str:
     return f"{seconds_text(value.value)} ({seconds_text(value.low)} to {seconds_text(value.high)})"
 
 
-def _show_list(console: Console, sentences: list[str]) -> None:
-    grid = Table.grid(padding=(0, 1))
-    for sentence in sentences:
-        grid.add_row("-", Text(sentence))
-    console.print(grid, "")
-
-
-def _table(*columns: str, labels: int) -> Table:
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1), collapse_padding=True, pad_edge=False, show_edge=False)
-    for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index < labels else "right", overflow="fold")
-    return table
-
-
 def _decode_table(found: Diagnosis) -> Table:
     columns = ("context", "cache", "tok/s", "a token", "cache\n%", "weights\n%", "other\n%")
-    table = _table("measured", *columns, labels=1)
+    table = plain_table("measured", *columns, labels=1)
     for line in found.lines:
         for result in line.results:
             cells = [_name(found, line), f"{result.entry.context:,}"]
@@ -162,7 +151,9 @@ def _decode_table(found: Diagnosis) -> Table:
 
 
 def _line_table(found: Diagnosis) -> Table:
-    table = _table("line", "at context 0", "slope", "slope's\nB/token", "cache\nB/token", "weights\nB/token", labels=1)
+    table = plain_table(
+        "line", "at context 0", "slope", "slope's\nB/token", "cache\nB/token", "weights\nB/token", labels=1
+    )
     for line in found.lines:
         own = line.own
         if own is None:

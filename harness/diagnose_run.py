@@ -18,11 +18,11 @@ from harness.own_lines import Measured, OwnLine, Subject, medians, own_line
 from harness.progress import progress_bar
 from harness.quants import QuantEffect, quant_effect
 from harness.roofline import Peaks
-from harness.running import file_names, load_in_groups, open_files, open_session
+from harness.running import file_names, load_in_groups, open_files, open_session, warn_beyond_training
 from harness.turns import open_or_refuse, side_by_side
 from model.config import ModelConfig
 from model.engine import Model, Session
-from model.layout import Path, cache_bytes, cache_bytes_per_token, get_path
+from model.layout import Path, cache_bytes, cache_bytes_per_token
 from vkbackend.device import Device, open_device
 from vkbackend.errors import InputError
 from vkbackend.peaks import LaunchCost, measure_launches, measure_peaks
@@ -102,9 +102,10 @@ def diagnose_model(args: argparse.Namespace) -> int:
             f"--contexts {args.contexts[0]} leaves no prompt before {args.decode} decoded tokens; expected more than "
             "that; choose longer contexts or a smaller --decode"
         )
-    paths = [get_path(name, args.cache) for name in args.paths]
+    paths: Sequence[Path] = args.paths
     files = options.model_paths(args)
     opened = open_files(args, files)
+    warn_beyond_training(opened[0][1], args.contexts[-1])
     device = open_device(args.device, memory_fraction=args.memory_fraction)
     peaks_before = measure_peaks(device)
     cost = measure_launches(device)

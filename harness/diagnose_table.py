@@ -6,7 +6,6 @@ import argparse
 from dataclasses import asdict
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -17,6 +16,7 @@ from harness.layouts import RUNTIME_TYPES, candidates
 from harness.measurements import read_measurements
 from harness.roofline import Weights
 from harness.subject import Subject, get_subject
+from harness.text_tables import plain_table, show_list
 from harness.units import bytes_text, decimal_bytes_text, seconds_text, significant
 from harness.verdict import Case, Verdict, judge, megabytes, percent
 from model.layout import CacheLayout, active_weight_bytes, cache_bytes, cache_bytes_per_token, weight_bytes
@@ -137,8 +137,8 @@ def show(args: argparse.Namespace, subject: Subject, case: Case, verdict: Verdic
     console.print(Text.assemble((subject.config.name, "bold"), f" ({printable(subject.source)}), {origin}\n"))
     console.print(Text.assemble(("Verdict: ", "bold"), f"{verdict.headline}.\n"))
     for title, sentences in (("Evidence", verdict.reasons), ("Remedy", verdict.remedies)):
-        _show_list(console, title, sentences)
-    _show_list(console, "To measure next", verdict.measure_next)
+        show_list(console, sentences, title)
+    show_list(console, verdict.measure_next, "To measure next")
     console.print(Text(f"Measured ({case.measured.format})", style="bold"), _measured_table(case))
     for note in case.measured.notes:
         console.print(Text(note, style="dim"))
@@ -157,23 +157,6 @@ def show(args: argparse.Namespace, subject: Subject, case: Case, verdict: Verdic
     console.print(Text(weights, style="dim"))
 
 
-def _show_list(console: Console, title: str, sentences: tuple[str, ...]) -> None:
-    if not sentences:
-        return
-    console.print(Text(title, style="bold"))
-    grid = Table.grid(padding=(0, 1))
-    for sentence in sentences:
-        grid.add_row("-", Text(sentence))
-    console.print(grid, "")
-
-
-def _table(*columns: str, labels: int = 0) -> Table:
-    shown = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for index, column in enumerate(columns):
-        shown.add_column(column, justify="left" if index < labels else "right")
-    return shown
-
-
 def _rate(point: Point) -> str:
     spread = max(point.rounding, point.deviation)
     digits = max(0, -(f"{point.rounding:e}".count("e") and int(f"{point.rounding:e}".split("e")[1])) - 1)
@@ -181,7 +164,7 @@ def _rate(point: Point) -> str:
 
 
 def _measured_table(case: Case) -> Table:
-    found = _table("context", "tok/s", "a token", "the line", "off")
+    found = plain_table("context", "tok/s", "a token", "the line", "off")
     for point in case.points:
         cells = [f"{point.context:,.0f}", _rate(point), seconds_text(point.seconds)]
         if case.inference is not None:
@@ -195,7 +178,7 @@ def _measured_table(case: Case) -> Table:
 
 def _inferred_table(case: Case) -> Table:
     share = "share" if case.bandwidth is None else f"of\n{significant(case.bandwidth / 1e9)} GB/s"
-    found = _table("cache", "formula\nper token", "line\nper token", "at\nGB/s", share, "likely", labels=1)
+    found = plain_table("cache", "formula\nper token", "line\nper token", "at\nGB/s", share, "likely", labels=1)
     likely = case.inference.likely if case.inference else ()
     for each in sorted(likely, key=lambda likely: -likely.probability):
         if each.probability < SHOWN_PROBABILITY:
@@ -218,7 +201,7 @@ def _predicted_table(case: Case) -> Table:
         columns.append(f"{best.name}\ncache")
     if best is not None and case.memory is not None:
         columns.append(f"fits\n{bytes_text(case.memory)}")
-    found = _table(*columns)
+    found = plain_table(*columns)
     mark = "≤" if case.bandwidth is not None else "~"
     for row in predictions(case):
         rate = "n/a" if row["rate_latent"] is None else f"{mark} {significant(row['rate_latent'], 2)}"

@@ -4,13 +4,17 @@ import argparse
 import json
 import re
 import sys
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from harness.atomic import require_writable, write_text
 from harness.overrides import overrides
 from vkbackend.errors import InputError
+
+if TYPE_CHECKING:
+    from model.layout import Path as AttentionPath
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
@@ -75,6 +79,23 @@ def add_cache(parser: argparse._ActionsContainer) -> None:
         help="type of the cache's numbers, llama.cpp's -ctk and -ctv in one: f16; q8_0 or q4_0 (mla, mla-v); f32 for "
         "checks (default f16)",
     )
+
+
+def paths_over(names: Sequence[str], cache_type: str, strict: bool) -> "tuple[AttentionPath, ...]":
+    """The named paths over a cache of that type; those that have no kernel for it are left out, unless ``strict``.
+
+    Raises InputError for an unknown name or type, and where no path is left.
+    """
+    from model.layout import PATHS, get_path
+
+    found = []
+    for name in names:
+        try:
+            found.append(get_path(name, cache_type))
+        except InputError:
+            if strict or name not in PATHS or (name == names[-1] and not found):
+                raise
+    return tuple(found)
 
 
 def add_common(parser: argparse.ArgumentParser) -> None:

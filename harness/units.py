@@ -44,3 +44,8 @@ def significant(value: float, digits: int = 3) -> str:
     if abs(value) >= 10 ** (digits - 1):
         return f"{value:,.0f}"
     return f"{value:#.{digits}g}".rstrip(".") if abs(value) >= 1e-4 else f"{value:.1e}"
+
+
+def about_text(value: float) -> str:
+    """A count of two significant digits: 1,271 -> '1,300'."""
+    return f"{float(f'{value:.2g}'):,.0f}"

@@ -11,7 +11,7 @@ from harness.inference import Inference, Likely, Point
 from harness.layouts import WORDS, Candidate
 from harness.measurements import Measurements
 from harness.roofline import Weights
-from harness.units import bytes_text, rate_text, seconds_text, significant
+from harness.units import about_text, bytes_text, rate_text, seconds_text, significant
 from model.config import ModelConfig
 from model.layout import CacheLayout, cache_bytes, cache_bytes_per_token, max_context
 
@@ -266,7 +266,7 @@ def _line_reasons(case: Case, found: Inference) -> list[str]:
     crossing = found.intercept.value / found.slope.value
     if crossing < 2 * case.contexts[-1]:
         reasons.append(
-            f"Cache-bound from {significant(crossing, 2)} tokens on: there the context takes half of the time."
+            f"Cache-bound from about {about_text(crossing)} tokens on: there the context takes half of the time."
         )
     return reasons
 
