@@ -32,7 +32,7 @@ SCHEMA_VERSION = 1
 _SEED = 1
 _PROFILES = 5  # profiled tokens: their shares' medians are taken
 # The kernels that read weights, where they do not read a cache.
-_PRODUCTS = ("matvec.comp", "matmul.comp", "embed.comp")
+_PRODUCTS = ("matvec.comp", "matvec_rows.comp", "matmul.comp", "embed.comp")
 
 
 @dataclass(frozen=True)

@@ -116,7 +116,8 @@ def find_variants(
             untuned = replace(shape, tuning=None)
             parts = _variants(config, mix, info, among, untuned), _cache_variants(config, mix, info, untuned)
             variants = chain(variants, *parts)
-        products = (v for v in others if v.launch.kernel.file in (kernels.MATVEC.file, kernels.MATMUL.file))
+        files = {kernels.MATVEC.file, kernels.MATVEC_ROWS.file, kernels.MATMUL.file}
+        products = (v for v in others if v.launch.kernel.file in files)
         variants = chain(variants, _cache_variants(config, mix, info, shape), products, _backend_variants())
     for variant in variants:
         name = variant.name

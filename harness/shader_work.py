@@ -87,6 +87,7 @@ def _row_bytes_a_head(launch: Launch) -> float:
 _ONE = lambda spec: 1.0  # noqa: E731  (no inner loop)
 WORK = {
     "matvec.comp": Work("weight", lambda spec, lanes: UNIT * spec["ROWS"], _ONE, _weight_bytes),
+    "matvec_rows.comp": Work("weight", lambda spec, lanes: UNIT * spec["ROWS"], _ONE, _weight_bytes),
     "matmul.comp": Work(
         "weight and token", lambda spec, lanes: UNIT * spec["ROWS"] * spec["TOKENS"], _ONE, _weight_bytes_a_token
     ),

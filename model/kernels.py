@@ -33,10 +33,11 @@ MATVEC_CACHE = Kernel(
     "matvec.comp", (*_LINEAR, _PARAMS), ("ROWS",), _MATVEC_PUSH
 )  # with ROWS_FROM_CACHE or UNITS_FROM_CACHE
 MATVEC_CHOSEN = Kernel("matvec.comp", (*_LINEAR, ("experts", "r")), ("ROWS",), _MATVEC_PUSH, {"CHOSEN": "1"})
+# The same for narrow subgroups.
+MATVEC_ROWS = Kernel("matvec_rows.comp", _LINEAR, ("ROWS",), LINEAR_PUSH)
+MATVEC_ROWS_CACHE = Kernel("matvec_rows.comp", MATVEC_CACHE.bindings, ("ROWS",), LINEAR_PUSH)
+MATVEC_ROWS_CHOSEN = Kernel("matvec_rows.comp", MATVEC_CHOSEN.bindings, ("ROWS",), LINEAR_PUSH, {"CHOSEN": "1"})
 MATMUL = Kernel("matmul.comp", (*_LINEAR, _PARAMS), ("ROWS", "TOKENS"), LINEAR_PUSH)
-MATMUL_CHOSEN = Kernel(
-    "matmul.comp", (*_LINEAR, _PARAMS, ("experts", "r")), ("ROWS", "TOKENS"), LINEAR_PUSH, {"CHOSEN": "1"}
-)
 MATMUL_ROUTED = Kernel(
     "matmul.comp",
     (*_LINEAR, _PARAMS, ("counts", "r"), ("pairs", "r")),

@@ -21,9 +21,12 @@ from vkbackend.tuning import Entry
 Q = GGMLQuantizationType
 
 # One token. Wide subgroups: matvec.comp, this many rows a subgroup (F32 has the most words a row, so fewer).
-# Narrow ones (lavapipe's 8): matmul.comp with one token, measured at 5.3 G weights/s of Q4_K against 3.3.
+# Narrow ones (lavapipe's 8): matvec_rows.comp, this many rows a lane: two share inputs, which pays where the units of a
+# block share its head, and costs more registers than there are where they do not (results/performance-log.md).
 NARROW_SUBGROUP = 16
 MATVEC_ROWS, MATVEC_ROWS_F32 = 4, 2
+LANE_ROWS, LANE_ROWS_SHARED_HEAD = 1, 2
+_SHARED_HEAD = (Q.Q4_K, Q.Q5_K)
 # A chunk: rows a lane by tokens of matmul.comp. On lavapipe 2 x 4 reaches 27 GFLOP/s for Q4_K, 2 x 16 only 22 and takes
 # five times as long to compile. RADV on phoenix predicts 22% less time a result for 2 x 8 than for 2 x 4, no spills.
 MATMUL_ROWS, MATMUL_TOKENS_NARROW, MATMUL_TOKENS_WIDE = 2, 4, 8
@@ -46,9 +49,9 @@ def _ceil(a: int, b: int) -> int:
 
 @dataclass(frozen=True)
 class Tiling:
-    """Which of the two kernels serves ``tokens`` and how many rows and tokens one of its workgroups makes."""
+    """Which kernel, by its file, serves ``tokens``, and how many rows and tokens one of its workgroups makes."""
 
-    lanes_along_row: bool
+    kernel: str
     spec: dict[str, int]
     rows: int
     tokens: int
@@ -69,9 +72,8 @@ class Tiling:
     def of(cls, entry: Entry, lanes: int) -> Tiling:
         """The tiling that a kernel's constants stand for on subgroups of ``lanes``."""
         spec = dict(entry.constants)
-        if entry.kernel == kernels.MATVEC.file:
-            return cls(True, spec, spec["ROWS"], 1)
-        return cls(False, spec, spec["ROWS"] * lanes, spec["TOKENS"])
+        rows = spec["ROWS"] * (1 if entry.kernel == kernels.MATVEC.file else lanes)
+        return cls(entry.kernel, spec, rows, spec.get("TOKENS", 1))
 
 
 ROLES = ("", "chosen", "routed", "cache")
@@ -85,17 +87,13 @@ def purpose(kind: GGMLQuantizationType, tokens: int, role: str) -> str:
 
 def unfit(entry: Entry, tokens: int) -> str:
     """Why no product of one token (``tokens`` 1), or of a chunk, can be launched so; "" where it can."""
-    allowed = {kernels.MATVEC.file: kernels.MATVEC.spec, kernels.MATMUL.file: kernels.MATMUL.spec}
-    names = allowed.get(entry.kernel)
-    if names is None or (tokens > 1 and entry.kernel == kernels.MATVEC.file):
-        return f"has the kernel {entry.kernel}, expected {kernels.MATMUL.file}" + (
-            f" or {kernels.MATVEC.file}" if tokens == 1 else ""
-        )
+    fitting = (kernels.MATVEC, kernels.MATVEC_ROWS) if tokens == 1 else (kernels.MATMUL,)
+    names = {kernel.file: kernel.spec for kernel in fitting}.get(entry.kernel)
+    if names is None:
+        return f"has the kernel {entry.kernel}, expected {' or '.join(kernel.file for kernel in fitting)}"
     if set(entry.constants) != set(names):
         return f"has the constants {', '.join(entry.constants) or 'none'}, expected {', '.join(names)}"
     rows, each = entry.constants["ROWS"], entry.constants.get("TOKENS", 1)
-    if tokens == 1 and each != 1:
-        return f"has TOKENS {each}, expected 1 for one token"
     if not (rows >= 1 and each >= 1 and rows * each <= MOST_RESULTS):
         return f"has {rows} rows by {each} tokens a lane, expected 1 to {MOST_RESULTS} results"
     return ""
@@ -107,7 +105,8 @@ def usual(kind: GGMLQuantizationType, tokens: int, lanes: int) -> Entry:
         each = MATMUL_TOKENS_NARROW if lanes < NARROW_SUBGROUP else MATMUL_TOKENS_WIDE
         return Entry(kernels.MATMUL.file, {"ROWS": MATMUL_ROWS, "TOKENS": each})
     if lanes < NARROW_SUBGROUP:
-        return Entry(kernels.MATMUL.file, {"ROWS": 1, "TOKENS": 1})
+        rows = LANE_ROWS_SHARED_HEAD if kind in _SHARED_HEAD else LANE_ROWS
+        return Entry(kernels.MATVEC_ROWS.file, {"ROWS": rows})
     return Entry(kernels.MATVEC.file, {"ROWS": MATVEC_ROWS_F32 if kind is Q.F32 else MATVEC_ROWS})
 
 
@@ -134,14 +133,16 @@ def linear(
         push = _push(weight, shard, x, y, accumulate)
         buffers = {"weights": shard.buffer, "x": x.buffer, "y": y.buffer}
         tiles = _ceil(int(push["rows"]), tiling.rows)
-        if tiling.lanes_along_row:
+        grid = (tiles, _ceil(tokens, tiling.tokens), weight.matrices)
+        if tiling.kernel == kernels.MATVEC.file:
             kernel = kernels.MATVEC_CACHE if cache_extent else kernels.MATVEC
             grid = _rows_grid(program, tiles, weight.matrices)
             push["tiles_x"] = grid[0]
+        elif tiling.kernel == kernels.MATVEC_ROWS.file:
+            kernel = kernels.MATVEC_ROWS_CACHE if cache_extent else kernels.MATVEC_ROWS
         else:
             kernel = kernels.MATMUL
-            grid = (tiles, _ceil(tokens, tiling.tokens), weight.matrices)
-        if kernel is not kernels.MATVEC:
+        if "params" in dict(kernel.bindings):
             buffers["params"] = params
         _launch(program, kernel.variant(**extent), weight, buffers, grid, tiling.spec, push, deep=bool(cache_extent))
 
@@ -172,12 +173,10 @@ def routed_linear(
         tiles = _ceil(int(push["rows"]), tiling.rows)
         if tokens == 1:
             buffers["experts"] = routing["chosen"]
-            if tiling.lanes_along_row:
+            kernel, grid = kernels.MATVEC_ROWS_CHOSEN, (tiles, 1, used)
+            if tiling.kernel == kernels.MATVEC.file:
                 kernel, grid = kernels.MATVEC_CHOSEN, _rows_grid(program, tiles, used)
                 push["tiles_x"] = grid[0]
-            else:
-                kernel, grid = kernels.MATMUL_CHOSEN, (tiles, 1, used)
-                buffers["params"] = params
             _launch(program, kernel, weight, buffers, grid, tiling.spec, push)
             continue
         spec = tiling.spec | {"CAPACITY": tokens, "X_DIVISOR": used if shared else 1}

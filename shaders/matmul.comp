@@ -1,10 +1,8 @@
 #version 450
-// Matrix-matrix product of dequantised rows with a chunk of tokens: y[t] = W x[t]. With TOKENS 1 also the faster
-// matrix-vector product where subgroups are narrow: each input is loaded once a subgroup, not once a lane. One subgroup
-// makes a tile of ROWS * subgroup-size rows by TOKENS tokens: a lane dequantises a unit of its own rows once for all
-// tokens; the tokens' 32 inputs are loaded once by the subgroup, a vec4 a lane, and broadcast.
+// Matrix-matrix product of dequantised rows with a chunk of tokens: y[t] = W x[t]. One subgroup makes a tile of
+// ROWS * subgroup-size rows by TOKENS tokens: a lane dequantises a unit of its own rows once for all tokens; the tokens'
+// 32 inputs are loaded once by the subgroup, a vec4 a lane, and broadcast.
 // ROUTED: batch entry e is an expert; its tile's tokens come from the list that group_by_expert made.
-// CHOSEN: one token; batch entry k is the slot of its k-th chosen expert.
 #extension GL_GOOGLE_include_directive : require
 #extension GL_KHR_shader_subgroup_basic : require
 #extension GL_EXT_control_flow_attributes : require
@@ -25,9 +23,6 @@ layout(binding = 5) readonly buffer Pairs { uint pair_of[]; }; // [expert][capac
 layout(constant_id = 3) const uint CAPACITY = 1;               // tokens of a chunk, the longest list
 layout(constant_id = 4) const uint X_DIVISOR = 1;              // pairs that share one input vector
 #endif
-#ifdef CHOSEN
-layout(binding = 4) readonly buffer Experts { uint expert_of[]; };
-#endif
 
 #include "linear_push.glsl"
 #include "linear_extent.glsl"
@@ -46,12 +41,7 @@ uint word(uint i) { return weights[i]; }
 }
 
 void main() {
-    uint batch = gl_WorkGroupID.z;
-#ifdef CHOSEN
-    uint matrix = expert_of[batch];
-#else
-    uint matrix = batch;
-#endif
+    uint matrix = gl_WorkGroupID.z;
     uint first_token = gl_WorkGroupID.y * TOKENS;
 #ifdef ROUTED
     uint count = pair_count[matrix];
@@ -74,8 +64,8 @@ void main() {
         x_base[t] = (x_offset + pair / X_DIVISOR * x_token) >> 2;
         y_base[t] = y_offset + pair * y_token;
 #else
-        x_base[t] = (x_offset + batch * x_batch + token * x_token) >> 2;
-        y_base[t] = y_offset + batch * y_batch + token * y_token;
+        x_base[t] = (x_offset + matrix * x_batch + token * x_token) >> 2;
+        y_base[t] = y_offset + matrix * y_batch + token * y_token;
 #endif
     }
 

@@ -27,6 +27,7 @@ ORACLES: dict[str, Oracle] = {
     "latent_cache.comp": caches.latent_cases,
     "matmul.comp": linear.cases,
     "matvec.comp": linear.cases,
+    "matvec_rows.comp": linear.cases,
     "moe_sum.comp": routing.sum_cases,
     "peak_arithmetic.comp": transfers.arithmetic_cases,
     "peak_read.comp": transfers.read_cases,

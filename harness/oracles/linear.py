@@ -17,6 +17,7 @@ from model.random_blocks import random_blocks
 from model.weights import Weight, allocate, stack_upload
 from vkbackend.kernel import Kernel
 from vkbackend.physical import DeviceInfo
+from vkbackend.tuning import Entry
 
 Doubles = NDArray[np.float64]
 
@@ -29,11 +30,7 @@ def weight_type(kernel: Kernel) -> Q:
 
 def tiling_of(target: Target) -> Tiling:
     """The tiling that the kernel's own constants stand for."""
-    rows = target.spec["ROWS"]
-    if target.kernel.file == "matvec.comp":
-        return Tiling(True, {"ROWS": rows}, rows, 1)
-    tokens = target.spec["TOKENS"]
-    return Tiling(False, {"ROWS": rows, "TOKENS": tokens}, rows * target.lanes, tokens)
+    return Tiling.of(Entry(target.kernel.file, target.spec), target.lanes)
 
 
 def random_tensor(

@@ -40,6 +40,7 @@ _ROLES = {"CHOSEN": "chosen", "ROUTED": "routed", "ROWS_FROM_CACHE": "cache", "U
 _SHARD = ("rows", "matrix_first", "first")  # push constants that tell the parts of a tensor or a cache
 _CHOSEN = {  # the constants that a tuning says; a model's dimensions say the others
     kernels.MATVEC.file: kernels.MATVEC.spec,
+    kernels.MATVEC_ROWS.file: kernels.MATVEC_ROWS.spec,
     kernels.MATMUL.file: kernels.MATMUL.spec,
     kernels.ATTENTION_LATENT.file: ("HEADS", "TILE", "SPLITS"),
 }

@@ -171,6 +171,7 @@ _AMOUNTS: dict[str, Callable[[BenchJob], Amount]] = {
     ),
     "latent_cache.comp": _latent_cache,
     "matmul.comp": _product,
+    "matvec_rows.comp": _product,
     "matvec.comp": _product,
     "moe_sum.comp": _elements(
         lambda j: j.tokens * j.push["width"] * (j.push["used"] + j.push["has_shared"]),

@@ -54,3 +54,15 @@
 #else
 #error "no weight format chosen: define FORMAT_ and the name of a type that has a file here, such as FORMAT_Q4_K"
 #endif
+
+// Each format in both forms.
+#ifdef UNITS_A_BLOCK
+Unit load_unit(uint g) {
+    uint block = g / UNITS_A_BLOCK;
+    return load_unit(load_head(block), block, g % UNITS_A_BLOCK);
+}
+#else
+#define UNITS_A_BLOCK 1u
+Head load_head(uint block) { return Head(uvec4(0u), 0.0); }
+Unit load_unit(Head head, uint block, uint i) { return load_unit(block); }
+#endif

@@ -138,7 +138,7 @@ def test_a_broken_kernel_is_found(folder: Path, name: str, capsys: pytest.Captur
 def test_a_wrong_product_is_found_in_every_form(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A minimum that the format has not: only its variants fail, each at a product's first row."""
     edit(folder / "include" / "format_q4_0.glsl", "r.mb = 0.0;", "r.mb = 0.001 * r.da;")
-    assert main(["shaders", "check", "matmul q4_0 rows=1", "matvec q4_0 rows=4", "matvec q8_0 rows=4"]) == 1
+    assert main(["shaders", "check", "matvec_rows q4_0 rows=1", "matvec q4_0 rows=4", "matvec q8_0 rows=4"]) == 1
     out = capsys.readouterr().out
     assert "ok    matvec q8_0 rows=4: " in out
     assert out.count("FAIL") == 2 and out.count("y[token 0, matrix 0, row 0] is ") >= 2

@@ -13,7 +13,7 @@ from vkbackend.kernel import Kernel
 from vkbackend.reflection import Binding, reflect
 
 EVERY = {name: kernel for name, kernel in vars(kernels).items() if isinstance(kernel, Kernel)}
-FORMATTED = ("matvec.comp", "matmul.comp", "embed.comp")
+FORMATTED = ("matvec.comp", "matvec_rows.comp", "matmul.comp", "embed.comp")
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -21,7 +21,7 @@ def test_modules_agree_with_their_declarations(name: str) -> None:
     kernel = EVERY[name]
     if kernel.file in FORMATTED:
         kernel = kernels.for_format(kernel, SUPPORTED_TYPES[0])
-    if name == "MATVEC_CACHE":
+    if name in ("MATVEC_CACHE", "MATVEC_ROWS_CACHE"):
         kernel = kernel.variant(ROWS_FROM_CACHE="1")
     found = reflect(kernel.spirv())
     assert [binding.number for binding in found.bindings] == list(range(len(kernel.bindings)))

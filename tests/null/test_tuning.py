@@ -116,12 +116,12 @@ def test_what_chance_chose_is_not_better() -> None:
 def test_both_forms_of_a_token_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
     """The present choice stands beside a sweep of the other form: what both read are the same buffers."""
     monkeypatch.setenv("LATENTVK_TUNING", "off")
-    runner = Fake(lambda spec, run: 2.0 if "TOKENS" in spec else 1.0)
+    runner = Fake(lambda spec, run: 2.0 if spec["ROWS"] == 2 else 1.0)
     narrow = replace(WIDE, subgroup_size=8)
     (found,) = find_variants(GLM, "q4_k_m", narrow, ["matvec q4_k rows=4"], everything=True, shape=SHAPE)
     result = sweep(runner, found, {"ROWS": [4]}, GLM, narrow, seed=0, repeats=3)
-    assert [entry_text(e) for e in result.entries] == ["matmul rows=1 tokens=1", "matvec rows=4"]
-    assert set(runner.jobs[0].bindings) == {"weights", "x", "y", "params"}
+    assert [entry_text(e) for e in result.entries] == ["matvec_rows rows=2", "matvec rows=4"]
+    assert set(runner.jobs[0].bindings) == {"weights", "x", "y"}
     assert result.better == Entry("matvec.comp", {"ROWS": 4})
 
 
@@ -159,7 +159,8 @@ def test_attention_is_cut_as_stored(path: Path) -> None:
         (
             "rms_norm last_token",
             {"ROWS": [1]},
-            "rms_norm last_token has no constants to choose, expected a variant of matvec, matmul, attention_latent; "
+            "rms_norm last_token has no constants to choose, expected a variant of matvec, matvec_rows, matmul, "
+            "attention_latent; "
             "name one",
         ),
         (
@@ -168,9 +169,10 @@ def test_attention_is_cut_as_stored(path: Path) -> None:
             "--sweep TILE: matvec q4_k rows=4 has no such constant to choose, expected one of ROWS; sweep one of them",
         ),
         (
-            "matmul q4_k rows=1 tokens=1",
-            {"TOKENS": [2]},
-            "--sweep: matmul q4_k rows=1 tokens=1 has TOKENS 2, expected 1 for one token; choose other values",
+            "matvec_rows q4_k rows=2",
+            {"ROWS": [0]},
+            "--sweep: matvec_rows q4_k rows=2 has 0 rows by 1 tokens a lane, expected 1 to 256 results; choose other "
+            "values",
         ),
         (ATTENTION, {"HEADS": [3]}, f"--sweep: {ATTENTION} has HEADS 3, expected a divisor of 20; choose other values"),
     ],
@@ -189,9 +191,11 @@ UNFIT = [
         "has 999 rows by 1 tokens a lane, expected 1 to 256 results",
     ),
     ({"kernel": "matvec.comp", "constants": {"COLS": 4}}, "has the constants COLS, expected ROWS"),
-    ({"kernel": "matmul.comp", "constants": {}}, "has the constants none, expected ROWS, TOKENS"),
-    ({"kernel": "matmul.comp", "constants": {"ROWS": 1, "TOKENS": 4}}, "has TOKENS 4, expected 1 for one token"),
-    ({"kernel": "embed.comp", "constants": {}}, "has the kernel embed.comp, expected matmul.comp or matvec.comp"),
+    ({"kernel": "matvec_rows.comp", "constants": {}}, "has the constants none, expected ROWS"),
+    (
+        {"kernel": "matmul.comp", "constants": {"ROWS": 1, "TOKENS": 4}},
+        "has the kernel matmul.comp, expected matvec.comp or matvec_rows.comp",
+    ),
     ({"kernel": "matvec.comp"}, 'is {"kernel": "matvec.comp"}, expected a kernel and its constants'),
     (
         {"kernel": "matvec.comp", "constants": {"ROWS": -1}},
@@ -318,7 +322,7 @@ def test_usage(arguments: list[str], message: str, capsys: pytest.CaptureFixture
 def test_every_products_purpose_is_the_one_that_chose_it() -> None:
     """What a sweep of a variant would store is what the same launch is planned by."""
     for one in find_variants(GLM, "q4_k_m", WIDE, shape=SHAPE):
-        if one.launch.kernel.file not in ("matvec.comp", "matmul.comp", "attention_latent.comp"):
+        if one.launch.kernel.file not in ("matvec.comp", "matvec_rows.comp", "matmul.comp", "attention_latent.comp"):
             continue
         asked: list[str] = []
 

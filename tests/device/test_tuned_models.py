@@ -30,9 +30,10 @@ def test_sessions_launch_what_is_stored_and_compute_the_same(
     usual = {kind: Tiling.choose(embedded.device, kind, 1) for kind in kinds}
     entries: dict[str, tuple[str, dict[str, int]]] = {}
     for kind in kinds:
-        other = ("matmul.comp", {"ROWS": 2, "TOKENS": 1}), ("matvec.comp", {"ROWS": 3})
+        forms = {"matvec.comp": {"ROWS": 3}, "matvec_rows.comp": {"ROWS": 3}}
+        (other,) = forms.keys() - {usual[kind].kernel}
         for role in ("", "chosen"):
-            entries[purpose(kind, 1, role)] = other[not usual[kind].lanes_along_row]
+            entries[purpose(kind, 1, role)] = other, forms[other]
         for role in ("", "routed"):
             entries[purpose(kind, 2, role)] = "matmul.comp", {"ROWS": 1, "TOKENS": 3}
     heads = f"attention {config.kv_lora}+{config.qk_rope} x {config.n_head} f16"
@@ -50,10 +51,13 @@ def test_sessions_launch_what_is_stored_and_compute_the_same(
             for launches in session.launches().values()
             for launch in launches
         }
-        assert {"matvec.comp", "matmul.comp", "attention_latent.comp"} <= {file for file, *_ in launched}
+        files = {file for file, *_ in launched}
+        assert {"matmul.comp", "attention_latent.comp"} <= files and {
+            tiling.kernel for tiling in usual.values()
+        } - files
         for file, *spec in launched:
             constants = dict(spec)
-            if file in ("matvec.comp", "matmul.comp"):
+            if file in ("matvec.comp", "matvec_rows.comp", "matmul.comp"):
                 tiles = {k: v for k, v in constants.items() if k in ("ROWS", "TOKENS")}
                 assert (file, tiles) in entries.values()
             if file == "attention_latent.comp":
@@ -78,9 +82,8 @@ def test_rows_of_a_tile_change_no_bit(embedded: SmallModel, tmp_path: Path, monk
     usual = {kind: Tiling.choose(embedded.device, kind, 1) for kind in kinds}
     entries = {}
     for kind, tiling in usual.items():
-        file = "matvec.comp" if tiling.lanes_along_row else "matmul.comp"
         constants = {**tiling.spec, "ROWS": tiling.spec["ROWS"] + 1}
-        entries |= {purpose(kind, 1, role): (file, constants) for role in ("", "chosen")}
+        entries |= {purpose(kind, 1, role): (tiling.kernel, constants) for role in ("", "chosen")}
     path = tmp_path / "tuning.json"
     write(path, {"device": info.name, "driver": f"{info.driver} {info.driver_version}"}, entries)
     monkeypatch.setenv("LATENTVK_TUNING", str(path))
