@@ -138,7 +138,7 @@ def refusal(sides: Sequence[Side], findings: Sequence[Finding], rules: Rules) ->
     if judged and all(finding.verdict == NOISY for finding in judged):
         return (
             f"the machine is too noisy to judge times: {judged[0].name} {judged[0].why}, expected at most "
-            f"{rules.noise:.0%}; close other programs, measure more repeats, or take turns with --run"
+            f"{rules.noise:.0%}; close other programs, or measure more repeats or turns"
         )
     return ""
 
@@ -221,7 +221,8 @@ def exact_findings(base: Side, new: Side) -> list[Finding]:
         one, other = base.exact.get(name), new.exact.get(name)
         if one is None or other is None:
             continue
-        verdict = EQUAL if one.value == other.value else MORE if other.value > one.value else LESS
+        equal = abs(other.value - one.value) <= one.slack * one.value
+        verdict = EQUAL if equal else MORE if other.value > one.value else LESS
         ratio = other.value / one.value if one.value else None
         found.append(Finding(name, verdict, one.value, other.value, False, unit=one.unit, ratio=ratio))
     return found

@@ -16,6 +16,8 @@ from harness import bench
 from harness.results import SCHEMA, SCHEMA_VERSION
 from vkbackend.errors import InputError, quoted
 
+# Paths whose sums are ordered differently lie up to 0.03% apart (results/llvmpipe); a broken kernel, far more.
+_PERPLEXITY_SLACK = 0.005
 # What tells two of llama-bench's rows apart beside the test; named only where it differs within a record.
 _VARIED = (
     *("model_filename", "path", "type_k", "type_v", "flash_attn", "n_gpu_layers", "n_batch", "n_ubatch", "n_threads"),
@@ -37,10 +39,14 @@ class Timed:
 
 @dataclass(frozen=True)
 class Exact:
-    """A figure that does not vary from run to run; ``unit`` is 'B' for bytes, '' for a count."""
+    """A figure that does not vary from run to run; ``unit`` is 'B' for bytes, '' for a count, 'perplexity' for one.
 
-    value: int
+    Figures less than ``slack`` of BASE's apart are equal: a perplexity moves with the order of additions.
+    """
+
+    value: float
     unit: str
+    slack: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -170,6 +176,8 @@ def _compare_side(record: dict[str, Any], label: str) -> Side:
                 continue
             if row["cache_bytes"] is not None:
                 exact[f"cache of {name}"] = Exact(int(row["cache_bytes"]), "B")
+            if row["perplexity"] is not None:
+                exact[f"perplexity of {name}"] = Exact(row["perplexity"], "perplexity", _PERPLEXITY_SLACK)
             decode = [median(repeat) for repeat in row["decode_seconds"]]
             prompt = [seconds / row["context"] for seconds in row["prompt_seconds"]]
             _add(timed, f"decode {name}", decode, True)

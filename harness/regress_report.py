@@ -127,6 +127,8 @@ def _figure(finding: Finding, value: float | None) -> str:
         return "n/a"
     if finding.timed:
         return f"{rate_text(1 / value)} tok/s" if finding.rate else seconds_text(value)
+    if finding.unit == "perplexity":
+        return f"{value:.4f}"
     return bytes_text(value) if finding.unit == "B" else f"{value:,.0f}"
 
 
@@ -163,7 +165,7 @@ def _notes(base: Side, new: Side, findings: Sequence[Finding], rules: Rules) -> 
 
 def _kind(name: str) -> str:
     """'cache of mla at 512' -> 'cache': what a figure is of."""
-    for word in ("cache", "device memory", "allocations", "launches"):
+    for word in ("cache", "device memory", "allocations", "launches", "perplexity"):
         if name.startswith(word):
             return word
     return name

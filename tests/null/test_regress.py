@@ -107,7 +107,8 @@ def test_compares_record_as_committed() -> None:
     record = json.loads(path.read_text())
     found = read_side(record, path.name)
     rows = record["tables"][0]["rows"]
-    assert len(found.timed) == 3 * len(rows) and len(found.exact) == len(rows)
+    assert len(found.timed) == 3 * len(rows) and len(found.exact) == 2 * len(rows)
+    assert found.exact["perplexity of mha at 8,192"].value == rows[-1]["perplexity"]
     assert found.exact["cache of mha at 8,192"] == Exact(62_914_560, "B")
     expected = [float(np.median(repeat)) for repeat in rows[0]["decode_seconds"]]
     assert list(found.timed["decode mla at 512"].seconds) == pytest.approx(expected)
@@ -217,7 +218,7 @@ def test_scatter_among_the_repeats_of_a_single_run_is_noise() -> None:
     assert found.verdict == "too noisy" and found.noise is not None and 0.1 < found.noise < 0.3
     assert refusal((base, new), [found], RULES) == (
         f"the machine is too noisy to judge times: a differs by {found.noise:.1%} where the code is equal, expected at "
-        "most 5%; close other programs, measure more repeats, or take turns with --run"
+        "most 5%; close other programs, or measure more repeats or turns"
     )
 
 
@@ -273,6 +274,27 @@ def test_exact_figures_are_judged_exactly(tmp_path: Path, capsys: Captured) -> N
     assert "| cache of tg32 @ d1024 | 1.007 MiB | 1.007 MiB | +0.0% |  |  | more |" in out
     assert out.startswith("**regression: 2 more, 1 less, 4 no difference, 17 equal** (m.gguf (abababababab) on ")
     assert "- Equal in both: 3 of cache, 4 of device memory, 4 of allocations, 6 of launches.\n" in out
+
+
+def test_perplexity_has_slack_for_roundings_and_none_for_nonsense() -> None:
+    def judged(value: float) -> tuple[str, str]:
+        sides = [side({}, exact={"perplexity of mla at 512": Exact(x, "perplexity", 0.005)}) for x in (46.0, value)]
+        findings = judge(*sides, RULES)
+        return findings[0].verdict, markdown([(*sides, findings)], RULES)
+
+    assert judged(46.2)[0] == judged(45.8)[0] == "equal"
+    verdict, text = judged(50.0)
+    assert verdict == "more" and text.startswith("**regression: 1 more**")
+    assert "| perplexity of mla at 512 | 46.0000 | 50.0000 | +8.7% |  |  | more |" in text
+    assert judged(40.0)[0] == "less"
+
+
+def test_tables_of_a_sweep_are_told_apart() -> None:
+    path = Path(__file__).parents[2] / "results" / "llvmpipe" / "compare-latentvk-tiny.json"
+    record = json.loads(path.read_text())
+    record["tables"] = [record["tables"][0] | {"label": label} for label in ("cache f16", "cache q8_0")]
+    found = read_side(record, "sweep")
+    assert {"decode cache f16 mla at 512", "decode cache q8_0 mla at 512"} <= set(found.timed)
 
 
 def test_what_no_longer_runs_is_a_regression() -> None:
