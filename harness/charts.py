@@ -125,7 +125,7 @@ def _memory(table: Table, key: str) -> Chart | None:
             series.append(Series(path, tuple(points), index))
     if not series:
         return None
-    limits = (Limit(f"there is {bytes_text(table.memory)}", table.memory),) if table.memory else ()
+    limits = (Limit(f"there is {_plain(bytes_text(table.memory))}", table.memory),) if table.memory else ()
     axis = Axis("weights and cache", lambda value: _plain(bytes_text(value)), log=True, binary=True)
     return _chart(key, "Memory of weights and cache against context", _CONTEXT, axis, series, limits)
 

@@ -3,14 +3,15 @@
 A timed metric is slower or faster only where all of this holds: the rank test, corrected over all metrics (Holm), finds
 it below ``level``; the bootstrap's interval of the ratio excludes 1; the difference is at least ``effect``; and it is
 larger than the noise, that is what equal code was found to differ by: in an A/A run, between the runs of one side, or
-among the repeats where a side is a single run.
+among the repeats where a side is a single run. There is no difference only where the interval rules out a change as
+large as ``noise``; else the machine was too noisy to tell.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import hypot, log, sqrt
+from math import hypot, log
 from statistics import median
 
 from harness.metrics import Side, Timed
@@ -202,12 +203,11 @@ def _timed(test: _Test, p: float | None, count: int, rules: Rules, busy: bool) -
     change = max(ratio, 1 / ratio) - 1
     if p <= rules.level and not low <= 1 <= high and change >= max(rules.effect, test.noise):
         return replace(facts, verdict=SLOWER if ratio > 1 else FASTER)
-    half = sqrt(high / low) - 1
-    if max(half, test.noise) <= rules.noise:
-        return replace(facts, verdict=SAME)
-    if half > test.noise:
-        return replace(facts, verdict=NOISY, why=f"is known within {half:.1%}")
-    return replace(facts, verdict=NOISY, why=f"differs by {test.noise:.1%} where the code is equal")
+    if test.noise > rules.noise:
+        return replace(facts, verdict=NOISY, why=f"differs by {test.noise:.1%} where the code is equal")
+    if max(high, 1 / low) - 1 > rules.noise:
+        return replace(facts, verdict=NOISY, why=f"may have changed by {low - 1:+.1%} to {high - 1:+.1%}")
+    return replace(facts, verdict=SAME)
 
 
 def _needed(count: int, paired: bool, rules: Rules) -> int:

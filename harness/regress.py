@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from harness.metrics import Side
 
 HELP = "compare two records, or two revisions measured in turns: faster, slower or no difference, and exit code 1"
-EXAMPLE = "latentvk regress results/llvmpipe/compare-latentvk-tiny.json results/llvmpipe/compare-latentvk-tiny.json"
+EXAMPLE = "latentvk regress HEAD results/llvmpipe/compare-latentvk-tiny.json --exact-only"
 
 TURNS = 30  # finds 5% on a machine where it can be found at all (tools/measure_regress.py)
 
@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=options.positive_int,
         default=TURNS,
         metavar="N",
-        help=f"with --run and a revision: processes of each side (default {TURNS})",
+        help=f"with --run and a revision: turns of each side (default {TURNS})",
     )
     add("--exact-only", action="store_true", help="judge memory and counts alone, not times")
     add("--effect", type=options.fraction, default=EFFECT, metavar="F", help=f"least change that counts ({EFFECT})")

@@ -154,7 +154,7 @@ def _notes(base: Side, new: Side, findings: Sequence[Finding], rules: Rules) -> 
         notes += [f"{verdict.capitalize()}: {', '.join(names)} {reason}." for reason, names in why.items()]
     equal = Counter(_kind(finding.name) for finding in findings if finding.verdict == EQUAL)
     if equal:
-        parts = [f"{count} of {name}" for name, count in equal.items()]
+        parts = [f"{name} ({count})" for name, count in equal.items()]
         notes.append(f"Equal in both: {', '.join(parts)}.")
     for key in ("driver", "shader compiler", "power"):
         one, other = base.facts.get(key), new.facts.get(key)

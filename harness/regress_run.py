@@ -73,6 +73,11 @@ def again_arguments(record: Any, label: str, model: str, device: Sequence[str]) 
         raise InputError(
             f"{label}: says no settings, expected a record of this program's compare or bench; measure BASE with them"
         )
+    if (facts.get("model") or {}).get("others"):
+        raise InputError(
+            f"{label}: compares several files, expected a record of one to measure again; measure NEW with compare "
+            "--weights and name both"
+        )
     if facts["schema"] == "latentvk.bench":
         flags = {"n_prompt": "-p", "n_gen": "-n", "n_depth": "-d", "repetitions": "-r"}
         command = "bench"

@@ -294,7 +294,7 @@ def verdicts(record: Record) -> list[str]:
     found = []
     for table in record.tables:
         of_paths = [_of_path(table, path) for path in dict.fromkeys(row.path for row in table.rows)]
-        rows = [max(rows, key=lambda row: row.context) for rows in of_paths]
+        rows = [row for rows in of_paths for row in _longest(rows)]
         sentences = []
         for row in rows:
             base = table.base(row)
@@ -306,6 +306,13 @@ def verdicts(record: Record) -> list[str]:
                 sentences += [_verdict(table, row, against, other) for other in others]
         found += sentences or [_own_speed(table, row) for row in rows if row.decode_rate]
     return found
+
+
+def _longest(rows: Sequence[Row]) -> list[Row]:
+    """The row of the longest context, and where it did not run the longest that did before it."""
+    ran = [row for row in rows if row.ran]
+    last = max(rows, key=lambda row: row.context)
+    return [last] if last.ran or not ran else [max(ran, key=lambda row: row.context), last]
 
 
 def _of_path(table: Table, path: str) -> list[Row]:

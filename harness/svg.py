@@ -159,7 +159,7 @@ def draw(chart: Chart) -> str:
     )
     for limit in chart.limits:
         parts.append(f'<path class="limit" d="M{_LEFT} {y(limit.y):.1f}H{WIDTH - _RIGHT}"/>')
-        parts.append(_text(WIDTH - _RIGHT - 4, y(limit.y) - 5, limit.name, "end"))
+        parts.append(_text(_LEFT + 6, y(limit.y) - 5, limit.name, "start"))
     parts += [_series(series, x, y) for series in chart.series]
     return "\n".join([*parts, *legend, "</svg>"])
 

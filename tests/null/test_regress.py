@@ -222,6 +222,16 @@ def test_scatter_among_the_repeats_of_a_single_run_is_noise() -> None:
     )
 
 
+def test_no_difference_is_said_only_where_a_change_is_ruled_out() -> None:
+    wide = [1.0, 1.2] * 6  # all pairs differ by a fifth, one way or the other
+    base, new = side({"a": [wide]}), side({"a": [[*wide[1:], wide[0]]]})
+    found = judge(base, new, RULES, paired=True)[0]
+    assert found.verdict == "too noisy" and found.p == 1.0
+    assert found.why == f"may have changed by {found.low - 1:+.1%} to {found.high - 1:+.1%}"  # type: ignore[operator]
+    narrow = side({"a": [near(1.0, 0.01, 30)]}), side({"a": [near(1.0, 0.01, 30, seed=2)]})
+    assert verdicts(*narrow, paired=True) == {"a": "no difference"}
+
+
 def test_runs_are_the_unit_where_there_are_enough_of_them() -> None:
     # Ten repeats each agree within their run; six runs of one code lie 4% apart. No run's own scatter tells that.
     shifts = [1.0, 1.04, 0.98, 1.02, 0.99, 1.03]
@@ -273,7 +283,7 @@ def test_exact_figures_are_judged_exactly(tmp_path: Path, capsys: Captured) -> N
     assert "| launches of chunk at tg32 | 65 | 64 | -1 |  |  | less |" in out
     assert "| cache of tg32 @ d1024 | 1.007 MiB | 1.007 MiB | +0.0% |  |  | more |" in out
     assert out.startswith("**regression: 2 more, 1 less, 4 no difference, 17 equal** (m.gguf (abababababab) on ")
-    assert "- Equal in both: 3 of cache, 4 of device memory, 4 of allocations, 6 of launches.\n" in out
+    assert "- Equal in both: cache (3), device memory (4), allocations (4), launches (6).\n" in out
 
 
 def test_perplexity_has_slack_for_roundings_and_none_for_nonsense() -> None:
@@ -394,6 +404,12 @@ def test_what_a_record_says_is_measured_again() -> None:
         again_arguments([{"samples_ns": [1]}], "r", "m.gguf", [])
     assert str(raised.value) == (
         "r: says no settings, expected a record of this program's compare or bench; measure BASE with them"
+    )
+    with pytest.raises(InputError) as raised:
+        again_arguments(record | {"model": {"file": "a.gguf", "others": [{"file": "b.gguf"}]}}, "r", "m.gguf", [])
+    assert str(raised.value) == (
+        "r: compares several files, expected a record of one to measure again; measure NEW with compare --weights and "
+        "name both"
     )
     record["settings"]["override a.b"] = 2  # type: ignore[index]
     with pytest.raises(InputError) as raised:

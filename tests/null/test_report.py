@@ -103,7 +103,7 @@ def test_which_charts_there_are(record: Record) -> None:
 def test_memory_is_held_against_what_there_is(record: Record) -> None:
     table = replace(record.tables[1], memory=96 * 2**30)
     chart = next(chart for chart in charts.of_table(table, "t") if chart.key == "t-memory")
-    assert [(limit.name, limit.y) for limit in chart.limits] == [("there is 96.00 GiB", 96 * 2**30)]
+    assert [(limit.name, limit.y) for limit in chart.limits] == [("there is 96 GiB", 96 * 2**30)]
     values = {(p.data["path"], p.data["context"]): int(p.data["value"]) for s in chart.series for p in s.points}
     assert values["mha", "131072"] == table.weights.total_bytes + 131072 * 962_560  # shown although it does not fit
     assert "mha at 131,072: " in chart.series[-1].points[-1].title
@@ -164,6 +164,8 @@ def test_verdicts_say_what_the_samples_say(record: Record) -> None:
         "llvmpipe (LLVM 15.0.6, 256 bits), mha against mla at 8,192 tokens: a cache 17.78 times as large, decoding at "
         "0.52 times the speed (95%: 0.42 to 0.58).",
         "Radeon 780M, mla-v against mla at 131,072 tokens: a cache 1.89 times as large, decoding at 0.59 times the "
+        "speed, by the bounds.",
+        "Radeon 780M, mha against mla at 65,536 tokens: a cache 17.78 times as large, decoding at 0.09 times the "
         "speed, by the bounds.",
         "Radeon 780M, mha against mla at 131,072 tokens: a cache 17.78 times as large, does not fit.",
     ]
