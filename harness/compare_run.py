@@ -324,7 +324,7 @@ def _measure_group(lanes: Sequence[Lane], prompt: Prompt, advance: Step, peers: 
             session = open_or_refuse(stack, partial(lane.open, context))
             what = " ".join([*([lane.label] if lane.label else []), f"{lane.path.name} at {context:,}"])
             reference = None if lane.reference is None else running.get(lane.reference)
-            running[lane] = Measurement(session, prompt, lane.bench.plan, _labelled(advance, what), reference)
+            running[lane] = Measurement(session, prompt, lane.bench.plan, labelled(advance, what), reference)
         joining = [peers.pop(0) for _ in range(len(peers))]
         take_turns(list(running.values()), lanes[0].bench.plan, joining)
         return [
@@ -351,5 +351,6 @@ def _finished(row: Row, lane: Lane, found: Measurement) -> Row:
     )
 
 
-def _labelled(advance: Step, label: str) -> Step:
+def labelled(advance: Step, label: str) -> Step:
+    """The step that says what it belongs to."""
     return lambda what, tokens: advance(f"{label}: {what}", tokens)

@@ -6,12 +6,13 @@ import argparse
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from harness import metadata, options
-from harness.compare_run import best_peaks
+from harness.compare_run import best_peaks, labelled
 from harness.diagnose_report import show
 from harness.measure import Measurement, Plan, Prompt, take_turns
 from harness.own_lines import Measured, OwnLine, Subject, medians, own_line
@@ -135,13 +136,10 @@ def _measure(loaded: Sequence[tuple[str, Model]], paths: Sequence[Path], args: a
             with ExitStack() as stack:
                 running = []
                 for entry in group:
-                    session = open_or_refuse(
-                        stack,
-                        lambda entry=entry: open_session(entry.model, entry.path, entry.context, args.chunk),  # type: ignore[misc]
-                    )
+                    opening = partial(open_session, entry.model, entry.path, entry.context, args.chunk)
+                    session = open_or_refuse(stack, opening)
                     prompt = Prompt(tokens[: entry.context], None)
-                    step = lambda what, count, entry=entry: advance(f"{entry.label}: {what}", count)  # noqa: E731
-                    running.append(Measurement(session, prompt, plan, step))
+                    running.append(Measurement(session, prompt, plan, labelled(advance, entry.label)))
                 take_turns(running, plan)
                 return [_result(entry, found) for entry, found in zip(group, running, strict=True)]
 
