@@ -10,7 +10,6 @@ import fnmatch
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from itertools import chain
 from math import prod
 
@@ -182,27 +181,16 @@ def _planned(
     shape: Shape,
     rank: str,
 ) -> Iterator[Variant]:
-    plan = partial(_planned_by, config, types, path, info, shape, rank)
-    for variant in plan(shape.tuning):
-        yield replace(variant, plan=plan)
+    def plan(tuning: Tuning | None) -> Iterator[Variant]:
+        planned = planned_launches(config, types, path, info, n_ctx=shape.n_ctx, chunk=shape.chunk, tuning=tuning)
+        # The first kernel of each program, an embedding or a norm, has a workgroup for each token.
+        n_past = shape.n_ctx - planned["chunk"][0].grid[0]
+        for name, launches in planned.items():
+            of = RANKS.index("all logits" if name == "head_all" else rank)
+            for launch in launches:
+                yield Variant(variant_name(launch), launch, launches[0].grid[0], n_past, of, plan)
 
-
-def _planned_by(
-    config: ModelConfig,
-    types: Mapping[str, GGMLQuantizationType],
-    path: Path,
-    info: DeviceInfo,
-    shape: Shape,
-    rank: str,
-    tuning: Tuning | None,
-) -> Iterator[Variant]:
-    planned = planned_launches(config, types, path, info, n_ctx=shape.n_ctx, chunk=shape.chunk, tuning=tuning)
-    # The first kernel of each program, an embedding or a norm, has a workgroup for each token.
-    n_past = shape.n_ctx - planned["chunk"][0].grid[0]
-    for name, launches in planned.items():
-        of = RANKS.index("all logits" if name == "head_all" else rank)
-        for launch in launches:
-            yield Variant(variant_name(launch), launch, launches[0].grid[0], n_past, of)
+    return plan(shape.tuning)
 
 
 def _cache_variants(config: ModelConfig, mix: str, info: DeviceInfo, shape: Shape) -> Iterator[Variant]:

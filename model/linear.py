@@ -30,7 +30,7 @@ _SHARED_HEAD = (Q.Q4_K, Q.Q5_K)
 # A chunk: rows a lane by tokens of matmul.comp. On lavapipe 2 x 4 reaches 27 GFLOP/s for Q4_K, 2 x 16 only 22 and takes
 # five times as long to compile. RADV on phoenix predicts 22% less time a result for 2 x 8 than for 2 x 4, no spills.
 MATMUL_ROWS, MATMUL_TOKENS_NARROW, MATMUL_TOKENS_WIDE = 2, 4, 8
-MOST_RESULTS = 256  # a lane: so many sums of a tuned tiling; they are registers
+MOST_RESULTS = 64  # sums that a lane of a tuned tiling keeps; lavapipe compiles 256 for more than two minutes
 
 
 @dataclass(frozen=True)
