@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -53,12 +54,12 @@ def committed(base: str, new: str) -> list[tuple[Side, Side]]:
     return pairs
 
 
-def is_revision(name: str) -> bool:
-    """Whether `name` is a commit of the repository around the working folder, and no file."""
+def is_revision(name: str, checkout: Path = Path()) -> bool:
+    """Whether `name` is a commit of the repository around a folder (the working folder unless told), and no file."""
     if Path(name).exists() or name.startswith("-") or ":" in name:
         return False
-    command = ["git", "rev-parse", "--verify", "--quiet", f"{name}^{{commit}}"]
-    return subprocess.run(command, capture_output=True).returncode == 0
+    command = ["git", "-C", str(checkout), "rev-parse", "--verify", "--quiet", f"{name}^{{commit}}"]
+    return shutil.which("git") is not None and subprocess.run(command, capture_output=True).returncode == 0
 
 
 def _is_record(text: str) -> bool:

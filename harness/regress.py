@@ -84,9 +84,9 @@ def _comparisons(args: argparse.Namespace, rules: Rules) -> list[tuple[Side, Sid
     if args.bench and not args.run:
         raise InputError("--bench is given without --run, expected both to measure a revision; add --run")
     if args.run:
-        from harness.regress_run import measure_again, measure_revision
+        from harness.regress_run import ROOT, measure_again, measure_revision
 
-        if is_revision(args.base):
+        if is_revision(args.base, ROOT):
             base, new, noise = measure_revision(args, rules)
             return [(base, new, judge(base, new, rules, paired=True, noise=noise, timed=not args.exact_only))]
         if args.bench:

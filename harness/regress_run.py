@@ -39,12 +39,13 @@ def measure_revision(args: argparse.Namespace, rules: Rules) -> tuple[Side, Side
         InputError: the revision cannot be checked out or its layer not built, or `bench` refuses its options.
         DeviceError: the device cannot, or the machine is too noisy.
     """
-    arguments = ["bench", *([_model(args)] if args.model else []), *_device(args), *shlex.split(args.bench)]
+    arguments = ["bench", _model(args), *_device(args), *shlex.split(args.bench)]
+    noise: dict[str, float] = {}
     with _checkout(args.base) as other:
-        labels = ("this code", "this code again")
-        one, two = take_turns((ROOT, ROOT), (arguments, arguments), max(MIN_AA, args.turns // 2), labels)
-        noise = noise_of(one, two)
-        _require_quiet(noise, rules)
+        if not args.exact_only:
+            labels = ("this code", "this code again")
+            noise = noise_of(*take_turns((ROOT, ROOT), (arguments, arguments), max(MIN_AA, args.turns // 2), labels))
+            _require_quiet(noise, rules)
         base, new = take_turns((other, ROOT), (arguments, arguments), args.turns, (args.base, "this code"))
     return base, new, noise
 

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -248,6 +249,22 @@ def test_a_record_is_measured_again_and_judged_by_its_exact_figures(capsys: Capt
     Path("base.json").write_text(json.dumps(rows))
     assert main(["regress", "base.json", "--run", "--exact-only"]) == 1
     assert "launches of decode at" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="no git checkout")
+def test_a_revision_is_measured_beside_this_code(capsys: Captured) -> None:
+    run = ["regress", "HEAD", "--run", "--turns", "1", "--exact-only", "--bench", "-p 8 -n 2", "--json", "-"]
+    assert main(run) in (0, 1)  # 1 where what is not yet committed takes more launches
+    (found,) = json.loads(capsys.readouterr().out)["comparisons"]
+    assert (found["base"]["label"], found["new"]["label"]) == ("HEAD", "this code")
+    assert [len(runs[0]) for side in ("base", "new") for runs in found[side]["seconds"].values()] == [1] * 4
+    assert "launches of decode at tg2" in {finding["name"] for finding in found["findings"]}
+    listed = subprocess.run(["git", "-C", str(ROOT), "worktree", "list"], capture_output=True, text=True, check=True)
+    assert "latentvk-regress" not in listed.stdout
+    assert main([*run[:-4], "--bench=--frob"]) == 2
+    assert capsys.readouterr().err == (
+        "latentvk: error: HEAD: unrecognized arguments: --frob; see `latentvk bench --help`\n"
+    )
 
 
 def test_bench_startup_reports_stages_and_memory(capsys: Captured) -> None:
