@@ -25,6 +25,8 @@ from vkbackend import shader
 from vkbackend.errors import DeviceError, InputError
 from vkbackend.offline import OfflineCompiler
 
+# What a row may show; where the screen is narrow the last ones are left out.
+COLUMNS = ("\u00b5s", "GB/s", "VGPR", "waves", "spill", "VALU/unit", "roofline %", "code")
 # Of a column's figures more is better for these, less for all others.
 HIGHER_IS_BETTER = ("waves", "roofline %", "GB/s")
 # A time of a few samples is told from another where they differ by more than this share of it: on a quiet lavapipe the

@@ -1,7 +1,7 @@
 """The one screen of `shaders watch`: each variant's state and figures, or in place of them what does not compile.
 
-A figure stands with its difference from the save before and, in brackets, from the baseline, a time from the first one;
-green is better.
+A figure stands with its difference from the save before and, in brackets where it is another, from the baseline; a time
+from the first one. Green is better.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from rich import box
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
-from harness.shader_cycle import HIGHER_IS_BETTER, MEASURED, TIME_NOISE, Answer
+from harness.shader_cycle import COLUMNS, HIGHER_IS_BETTER, MEASURED, TIME_NOISE, Answer
 from harness.units import significant
 
 _MOST_FAILURES = 12  # lines of what is wrong below the table
@@ -68,7 +68,7 @@ def render(board: Board, height: int = 0) -> RenderableType:
     else:
         details = _failures(bad)
         room = height - 6 - len(details) if height else len(board.names)
-        parts.append(_table(board, max(room, 3)))
+        parts.append(_Fitting(board, max(room, 3)))
         parts += [Text(line, style="red") for line in details]
     parts.append(Text(board.status, style="dim"))
     return Group(*parts)
@@ -95,14 +95,33 @@ def _failures(bad: list[Answer]) -> list[str]:
     return lines
 
 
-def _table(board: Board, most: int) -> Table:
-    names = board.names
-    if len(names) > most:  # what changed last and what is wrong stays in sight
-        wrong = [name for name in names if name in board.answers and board.answers[name].wrong]
-        recent = [name for name in names if name in board.before or name in board.waiting]
-        chosen = list(dict.fromkeys((*wrong, *recent, *names)))[:most]
-        names = [name for name in board.names if name in chosen]
-    columns = list(dict.fromkeys(c for name in names if name in board.answers for c in board.answers[name].figures))
+@dataclass(frozen=True)
+class _Fitting:
+    """The table with as many columns as the screen is wide, of ``most`` variants."""
+
+    board: Board
+    most: int
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        names = _in_sight(self.board, self.most)
+        known = [self.board.answers[name].figures for name in names if name in self.board.answers]
+        columns = [column for column in COLUMNS if any(column in figures for figures in known)]
+        table = _table(self.board, names, columns)
+        while columns and console.measure(table, options=options.update(width=1000)).maximum > options.max_width:
+            columns.pop()
+            table = _table(self.board, names, columns)
+        yield table
+
+
+def _in_sight(board: Board, most: int) -> list[str]:
+    """The variants that are shown: what is wrong and what changed last stays."""
+    wrong = [name for name in board.names if name in board.answers and board.answers[name].wrong]
+    recent = [name for name in board.names if name in board.before or name in board.waiting]
+    chosen = list(dict.fromkeys((*wrong, *recent, *board.names)))[:most]
+    return [name for name in board.names if name in chosen]
+
+
+def _table(board: Board, names: list[str], columns: list[str]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("variant", overflow="fold")
     table.add_column("check")
@@ -134,13 +153,15 @@ def _figure(board: Board, answer: Answer, column: str) -> Text:
     value = answer.figures.get(column)
     if value is None:
         return Text("")
-    text = Text(_shown(value))
+    text, before = Text(_shown(value)), ""
     for reference, form in ((board.before.get(answer.name), " {}"), (board.reference(answer.name), " ({})")):
-        if reference is not None and column in reference:
-            change = value - reference[column]
-            shown = _difference(column, value, reference[column])
-            better = (change > 0) == (column in HIGHER_IS_BETTER)
+        if reference is None or column not in reference:
+            continue
+        shown = _difference(column, value, reference[column])
+        if shown != before:
+            better = (value > reference[column]) == (column in HIGHER_IS_BETTER)
             text.append(form.format(shown), style="dim" if shown == "=" else "green" if better else "red")
+        before = shown
     return text
 
 

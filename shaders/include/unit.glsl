@@ -25,8 +25,8 @@ vec4 signed_fields(uint w, int at, int bits) {
 }
 // Converted as signed: CPUs before AVX-512 convert only those in one instruction.
 vec4 unsigned_fields(uint w, int at, int bits) {
-    return vec4(ivec4(bitfieldExtract(w, at, bits), bitfieldExtract(w, at + 8, bits),
-                      bitfieldExtract(w, at + 16, bits), bitfieldExtract(w, at + 24, bits)));
+    uint m = (w >> at) & (0x01010101u * ((1u << bits) - 1u));
+    return vec4(ivec4(m & 255u, (m >> 8) & 255u, (m >> 16) & 255u, m >> 24));
 }
 
 // Bits 0..3 spread over bit `to` of four bytes.
