@@ -190,7 +190,8 @@ def _point(
 
 
 def _paths(table: Table) -> list[str]:
-    return list(dict.fromkeys(row.path for row in table.rows))
+    """Our paths first: they have the same colours in every chart, with other runtimes beside them or without."""
+    return list(dict.fromkeys(row.path for row in sorted(table.rows, key=lambda row: row.peer)))
 
 
 def _decode(row: Row) -> float | None:

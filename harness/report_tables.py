@@ -341,7 +341,7 @@ def _verdict(table: Table, row: Row, what: str, base: Row) -> str:
         elif ratio.distinct:
             parts.append(f"decoding at {ratio.value:.2f} times the speed (95%: {ratio.low:.2f} to {ratio.high:.2f})")
         else:
-            parts.append(f"no difference in decoding ({ratio.low:.2f} to {ratio.high:.2f} times the speed)")
+            parts.append(f"decoding not told apart by these samples ({ratio.low:.2f} to {ratio.high:.2f} times)")
     return f"{table.device}, {what} at {row.context:,} tokens: {', '.join(parts) or 'nothing in common'}."
 
 

@@ -100,6 +100,15 @@ def test_which_charts_there_are(record: Record) -> None:
     assert [series.name for series in sweep[0].series] == ["a, 1.00 MB a token", "b, 2.00 MB a token"]
 
 
+def test_our_paths_keep_their_colours_beside_another_runtime(record: Record) -> None:
+    table = record.tables[0]
+    peer = replace(table.rows[0], path="llama-bench", cache_bytes=None, cache_bytes_formula=None, peer=True)
+    found = charts.of_table(replace(table, rows=(peer, *table.rows)), "t")
+    assert [(series.name, series.colour) for series in found[0].series][:4] == [
+        ("mla", 0), ("mla-v", 1), ("mha", 2), ("llama-bench", 3)]  # fmt: skip
+    assert [series.name for series in found[3].series] == ["mla", "mla-v", "mha"]  # nothing is known of its memory
+
+
 def test_memory_is_held_against_what_there_is(record: Record) -> None:
     table = replace(record.tables[1], memory=96 * 2**30)
     chart = next(chart for chart in charts.of_table(table, "t") if chart.key == "t-memory")
@@ -159,8 +168,8 @@ def test_a_hostile_name_stays_text(record: Record) -> None:
 
 def test_verdicts_say_what_the_samples_say(record: Record) -> None:
     assert verdicts(record) == [
-        "llvmpipe (LLVM 15.0.6, 256 bits), mla-v against mla at 8,192 tokens: a cache 1.89 times as large, no "
-        "difference in decoding (0.67 to 1.20 times the speed).",
+        "llvmpipe (LLVM 15.0.6, 256 bits), mla-v against mla at 8,192 tokens: a cache 1.89 times as large, "
+        "decoding not told apart by these samples (0.67 to 1.20 times).",
         "llvmpipe (LLVM 15.0.6, 256 bits), mha against mla at 8,192 tokens: a cache 17.78 times as large, decoding at "
         "0.52 times the speed (95%: 0.42 to 0.58).",
         "Radeon 780M, mla-v against mla at 131,072 tokens: a cache 1.89 times as large, decoding at 0.59 times the "
