@@ -16,6 +16,7 @@ from math import prod
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from model import kernels
+from model.attention import norm_held
 from model.config import ModelConfig
 from model.launches import planned_launches
 from model.layout import DEVICE_CACHE_TYPES, PATHS, PLAIN_CACHE_TYPES, CacheLayout, Path
@@ -96,7 +97,8 @@ def find_variants(
     """The variants, by name; with ``patterns`` those whose name begins with one of them (wildcards * and ? allowed).
 
     With ``everything`` also those of caches in other types, of latent caches larger than one binding, the products'
-    forms of narrow and of wide subgroups whichever the device's are, and the backend's own kernels.
+    forms of narrow and of wide subgroups and the norms' of CPUs and GPUs whichever the device's are, and the backend's
+    own kernels.
 
     Raises:
         InputError: a pattern matches none, or the mix is unknown.
@@ -117,7 +119,9 @@ def find_variants(
             variants = chain(variants, *parts)
         files = {kernels.MATVEC.file, kernels.MATVEC_ROWS.file, kernels.MATMUL.file}
         products = (v for v in others if v.launch.kernel.file in files)
-        variants = chain(variants, _cache_variants(config, mix, info, shape), products, _backend_variants())
+        own = list(variants)
+        caches = _cache_variants(config, mix, info, shape)
+        variants = chain(own, _other_norms(own, info), caches, products, _backend_variants())
     for variant in variants:
         name = variant.name
         if name not in found or _preference(variant, shape) > _preference(found[name], shape):
@@ -224,6 +228,17 @@ def _other_forms(info: DeviceInfo) -> Tuning:
             for role in ROLES
         }
     )
+
+
+def _other_norms(variants: Iterable[Variant], info: DeviceInfo) -> Iterator[Variant]:
+    """The norms among ``variants`` in the form of GPUs, or of CPUs, whichever the device's is not."""
+    kind = "discrete" if info.kind == "cpu" else "cpu"
+    for variant in variants:
+        launch = variant.launch
+        if launch.kernel.file == kernels.RMS_NORM.file:
+            spec = {"HELD": norm_held(int(launch.push["width"]), WIDE, kind)}
+            made = replace(launch, spec=spec)
+            yield replace(variant, name=variant_name(made), launch=made)
 
 
 def _of_a_cache(launch: Launch) -> bool:

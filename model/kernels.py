@@ -51,7 +51,10 @@ EMBED = Kernel(
     push=("units", "scale_base", "row_first", "row_end", "width"),
 )
 RMS_NORM = Kernel(
-    "rms_norm.comp", (("x", "r"), ("weight", "r"), ("y", "w"), _PARAMS), push=("width", "x_token", "y_token", "eps")
+    "rms_norm.comp",
+    (("x", "r"), ("weight", "r"), ("y", "w"), _PARAMS),
+    ("HELD",),
+    ("width", "x_token", "y_token", "eps"),
 )
 LATENT_CACHE = Kernel(
     "latent_cache.comp",

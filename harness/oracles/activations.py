@@ -26,9 +26,9 @@ def floats(rng: np.random.Generator, *shape: int) -> Floats:
     return rng.standard_normal(shape).astype(np.float32)
 
 
-def norm_case(info: DeviceInfo, rng: np.random.Generator, width: int, tokens: int, capacity: int, last: bool) -> Case:
+def norm_case(target: Target, rng: np.random.Generator, width: int, tokens: int, capacity: int) -> Case:
     """A chunk of tokens whose inputs and outputs lie apart; one is so small that eps dominates, one is zero."""
-    draft = Draft(info, f"{tokens} of {capacity} tokens of {width}")
+    draft, last = Draft(target.info, f"{tokens} of {capacity} tokens of {width}"), target.has("LAST_TOKEN")
     x_token, y_token, eps = width + 8, width + 4, 1e-5
     x, weight = floats(rng, capacity, x_token) * 7, floats(rng, width)
     x[tokens // 3] *= np.float32(1e-4)
@@ -36,9 +36,8 @@ def norm_case(info: DeviceInfo, rng: np.random.Generator, width: int, tokens: in
         x[tokens // 2, :width] = 0
     out = draft.canary(capacity, y_token)
     buffers = {"x": draft.upload(x), "weight": draft.upload(weight), "y": out, "params": draft.params(9, tokens)}
-    kernel = kernels.RMS_NORM.variant(LAST_TOKEN="1") if last else kernels.RMS_NORM
     push = {"width": width, "x_token": x_token, "y_token": y_token, "eps": eps}
-    draft.launch(kernel, buffers, (1 if last else capacity, 1, 1), push=push)
+    draft.launch(target.kernel, buffers, (1 if last else capacity, 1, 1), spec=target.spec, push=push)
     rows = x[tokens - 1 : tokens] if last else x[:tokens]
     normed = ops.rms_norm(rows[:, :width].astype(np.float64), weight.astype(np.float64), float(np.float32(eps)))
     expected, tolerance = np.full((capacity, y_token), float(CANARY)), np.zeros((capacity, y_token))
@@ -54,11 +53,12 @@ def norm_error(normed: NDArray[np.floating]) -> NDArray[np.float64]:
 
 
 def norm_cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
-    """Widths from one vec4 to several a lane, and none a multiple of the subgroup."""
-    last = target.has("LAST_TOKEN")
-    drawn = 4 * int(rng.integers(1, 500))
-    for width, tokens, capacity in ((4, 3, 5), (44, 1, 1), (52, 3, 3), (256, 4, 5), (1028, 3, 5), (drawn, 2, 9)):
-        yield norm_case(target.info, rng, width, tokens, capacity, last)
+    """Widths from one vec4 to all that the lanes hold, or to several vec4s a lane where they hold none."""
+    most = 4 * target.lanes * (target.spec["HELD"] or 16)
+    drawn = (4 * int(rng.integers(1, most // 4 + 1)) for _ in range(3))
+    for number, width in enumerate((4, min(44, most), most - 4, most, *drawn)):
+        for tokens, capacity in ((1, 1), (3 + number % 2, 5)):
+            yield norm_case(target, rng, width, tokens, capacity)
 
 
 def silu_case(info: DeviceInfo, rng: np.random.Generator, width: int, tokens: int, capacity: int) -> Case:

@@ -21,10 +21,15 @@ CACHES = {
 }
 
 
-@pytest.mark.parametrize("width", [4, 44, 52, 256, 1028])
+@pytest.mark.parametrize(
+    ("width", "held"), [*((width, 0) for width in (4, 44, 52, 256, 1028)), (4, 1), (4, 2), (52, 2), (52, 5), (256, 8)]
+)
 @pytest.mark.parametrize("last", [False, True])
-def test_rms_norm(device: Device, width: int, last: bool) -> None:
-    hold(device, norm_case(device.info, np.random.default_rng(width), width, 3, 5, last))
+def test_rms_norm(device: Device, width: int, held: int, last: bool) -> None:
+    """By loops, and with at least as many vec4s a lane as a subgroup of 8 needs."""
+    kernel = kernels.RMS_NORM.variant(LAST_TOKEN="1") if last else kernels.RMS_NORM
+    target = Target(kernel, {"HELD": held}, device.info)
+    hold(device, norm_case(target, np.random.default_rng(width), width, 3, 5))
 
 
 @pytest.mark.parametrize("rope", [2, 12, 64])

@@ -199,7 +199,8 @@ def test_an_oracle_must_speak_of_every_buffer_that_is_written() -> None:
     draft = Draft(INFO, "nothing of y")
     x, y = draft.canary(1, 4), draft.canary(1, 4)
     buffers = {"x": x, "weight": draft.canary(4), "y": y, "params": draft.params(0, 1)}
-    draft.launch(kernels.RMS_NORM, buffers, (1, 1, 1), push={"width": 4, "x_token": 4, "y_token": 4, "eps": 1e-5})
+    push = {"width": 4, "x_token": 4, "y_token": 4, "eps": 1e-5}
+    draft.launch(kernels.RMS_NORM, buffers, (1, 1, 1), spec={"HELD": 1}, push=push)
     with pytest.raises(ValueError, match=r"nothing is expected of y, which rms_norm\.comp writes"):
         draft.case({x: Expected(np.zeros(4))})
 

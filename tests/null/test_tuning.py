@@ -157,9 +157,9 @@ def test_attention_is_cut_as_stored(path: Path) -> None:
     ("name", "values", "message"),
     [
         (
-            "rms_norm last_token",
+            "rms_norm last_token held=8",
             {"ROWS": [1]},
-            "rms_norm last_token has no constants to choose, expected a variant of matvec, matvec_rows, matmul, "
+            "rms_norm last_token held=8 has no constants to choose, expected a variant of matvec, matvec_rows, matmul, "
             "attention_latent; name one",
         ),
         (
