@@ -31,9 +31,10 @@ EFFECT = 0.02  # below it a difference is not worth a word
 NOISE = 0.05  # the least slowdown that must be found: a machine noisier than this cannot find it
 BUSY = 0.25  # processors that other programs may keep busy meanwhile
 # A single run says nothing of how far runs of one code lie apart. On a machine that drifts its median may lie anywhere
-# among its repeats: so their scatter stands in, this many standard deviations of both sides' together. With 3 of them
-# recorded runs of one code raised false alarms in 13% of comparisons, with 4 in 6%, with 4.5 in 2%.
-_SCATTER = 4.5
+# among its repeats: so their scatter stands in, this many standard deviations of both sides' together. With 4.5 of them
+# recorded runs of one code raised false alarms in 9% of comparisons, with 5 in 5%, with 5.5 in 2%. Those runs had a
+# program of the lowest priority beside them; where both records say that nothing was, fewer are enough.
+_SCATTER, _SCATTER_ALONE = 5.5, 2.5
 _RUNS = 6  # from so many runs a side on the run is the unit, as repeats within a run are not independent
 _SEED = 1
 
@@ -116,14 +117,16 @@ def judge(
 
 
 def _judge_times(base: Side, new: Side, rules: Rules, paired: bool, noise: dict[str, float]) -> list[Finding]:
+    busy = any(side.busy is not None and side.busy > rules.busy for side in (base, new))
+    alone = not busy and base.busy is not None and new.busy is not None
+    scatter = _SCATTER_ALONE if alone else _SCATTER
     tests = [
-        _tested(name, base.timed[name], new.timed[name], paired, noise.get(name, 0.0))
+        _tested(name, base.timed[name], new.timed[name], paired, noise.get(name, 0.0), scatter)
         for name in base.timed
         if name in new.timed
     ]
     family = _family(tests, rules.level)
     corrected = dict(zip(family, holm([test.p for test in family]), strict=True))
-    busy = any(side.busy is not None and side.busy > rules.busy for side in (base, new))
     return [_timed(test, corrected.get(test), len(tests), rules, busy) for test in tests]
 
 
@@ -154,7 +157,7 @@ def noise_of(one: Side, other: Side) -> dict[str, float]:
     return found
 
 
-def _tested(name: str, base: Timed, new: Timed, paired: bool, noise: float) -> _Test:
+def _tested(name: str, base: Timed, new: Timed, paired: bool, noise: float, scatter: float) -> _Test:
     if paired:
         a, b = base.seconds, new.seconds
         return _Test(
@@ -164,17 +167,23 @@ def _tested(name: str, base: Timed, new: Timed, paired: bool, noise: float) -> _
         a, b = (tuple(median(run) for run in side.runs) for side in (base, new))
     else:
         a, b = base.seconds, new.seconds
-        noise = max(noise, _unseen(base, new))
+        noise = max(noise, _unseen(base, new, scatter))
     return _Test(name, base.rate, a, b, False, noise, rank_sum_test(a, b))
 
 
-def _unseen(base: Timed, new: Timed) -> float:
+def _unseen(base: Timed, new: Timed, scatter: float) -> float:
     """What two sides of fewer runs than ``_RUNS`` may differ by though their code is equal."""
     medians = [[median(run) for run in side.runs] for side in (base, new)]
     between = max(max(found) / min(found) - 1 for found in medians)
     if min(len(base.runs), len(new.runs)) > 1:
         return between
-    return max(between, _SCATTER * hypot(*(deviation([log(x) for x in side.seconds]) for side in (base, new))))
+    return max(between, scatter * hypot(_scatter(base), _scatter(new)))
+
+
+def _scatter(metric: Timed) -> float:
+    """The standard deviation of the repeats' logarithms without the slowest tenth: one hiccup is no noise."""
+    kept = sorted(metric.seconds)[: len(metric.seconds) - len(metric.seconds) // 10]
+    return deviation([log(x) for x in kept])
 
 
 def _family(tests: Sequence[_Test], level: float) -> list[_Test]:
