@@ -56,7 +56,7 @@ def print_sweep(found: Sweep) -> None:
     if found.confirmed is None:
         print("the present choice is the best, or not told from it")
     else:
-        said = "is better" if found.better else "is not told from the present choice then: chance chose it"
+        said = "is better" if found.better else "is not told from the present choice that time; more --repeats may tell"
         print(f"{entry_text(found.entries[found.best])} once more: {_ratio_text(found.confirmed)}; it {said}")
 
 

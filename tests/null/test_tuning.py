@@ -106,11 +106,16 @@ def test_a_better_choice_is_stored_and_launched(path: Path, capsys: pytest.Captu
     assert entry_text(again.entries[0]) == "matvec rows=8" and again.best == 0 and again.better is None
 
 
-def test_what_chance_chose_is_not_better() -> None:
+def test_what_chance_chose_is_not_better(capsys: pytest.CaptureFixture[str]) -> None:
     """Best among many in the first run, no faster in the second."""
     runner = Fake(lambda spec, run: 0.9 if spec["ROWS"] == 8 and run == 1 else 1.0)
     found = sweep(runner, variant("matvec q4_k rows=4"), {"ROWS": [2, 8]}, GLM, WIDE, seed=0, repeats=4)
     assert found.best == 2 and found.again is not None and found.better is None
+    print_sweep(found)
+    assert capsys.readouterr().out.endswith(
+        "matvec rows=8 once more: ~1.00 (1.00 to 1.00); it is not told from the present choice that time; more "
+        "--repeats may tell\n"
+    )
 
 
 def test_both_forms_of_a_token_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
