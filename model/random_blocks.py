@@ -41,8 +41,8 @@ def random_blocks(kind: Q, n_blocks: int, rng: np.random.Generator, scale: float
     if kind in PLAIN:
         values = (rng.random(n_blocks, np.float32) - np.float32(0.5)) * np.float32(math.sqrt(12) * scale)
         return quantize(values, kind).reshape(n_blocks, -1)
-    if kind not in RANDOM_TYPES:
-        names = ", ".join(t.name for t in RANDOM_TYPES)
+    if kind not in _spreads():
+        names = ", ".join(t.name for t in RANDOM_TYPES if t in PLAIN or t in _spreads())
         raise InputError(f"type {kind.name} has no random generator, expected one of {names}; use one of them")
     block_bytes = GGML_QUANT_SIZES[kind][1]
     n_words = -(-n_blocks * block_bytes // 8)

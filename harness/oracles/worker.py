@@ -33,8 +33,10 @@ def judge(device: Device, job: Job) -> Verdict:
 
     Raises:
         DeviceLostError: the device is gone, and with it what the job found.
-        ValueError: the oracle launches something else than the kernel with its constants.
+        ValueError: the kernel has no oracle, or one that launches something else than the kernel with its constants.
     """
+    if job.kernel.file not in ORACLES:
+        raise ValueError(f"{job.kernel.file} has no oracle; expected one in harness/oracles/__init__.py: add it")
     target = Target(job.kernel, job.spec, device.info)
     # Each kernel draws from a stream of its own, so that a run of one variant repeats what a run of all did.
     name = repr((job.kernel.file, sorted(job.kernel.macros), sorted(job.spec.items())))

@@ -1,4 +1,5 @@
-// BF16: 16 words a unit, two columns a word; a number is the upper half of an f32.
+// BF16 (ggml_bf16_t: the upper half of an f32), w = q: 16 words a unit, two columns a word, the lower half first; rows
+// padded with zeros to whole units.
 #include "columns_in_order.glsl"
 Unit load_unit(uint g) {
     Unit r;

@@ -1,4 +1,5 @@
-// F16: 16 words a unit, two columns a word.
+// F16 (GGML_TYPE_F16, IEEE 754 half precision), w = q: 16 words a unit, two columns a word, the lower half first; rows
+// padded with zeros to whole units.
 #include "columns_in_order.glsl"
 Unit load_unit(uint g) {
     Unit r;

@@ -1,4 +1,5 @@
-// F32: 32 words a unit.
+// F32 (GGML_TYPE_F32, IEEE 754 single precision), w = q: 32 words a unit, a column a word; rows padded with zeros to
+// whole units.
 #include "columns_in_order.glsl"
 Unit load_unit(uint g) {
     Unit r;

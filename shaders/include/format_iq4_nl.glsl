@@ -1,5 +1,5 @@
-// IQ4_NL (ggml block_iq4_nl: f16 d, 16 bytes of nibbles), w = d * value of q. Low nibbles are columns 0..15, high ones
-// 16..31. On the device: 4 words a block; from word `scale_base` on all d, packed halves.
+// IQ4_NL (ggml block_iq4_nl, 18 bytes for 32 weights: f16 d, 16 bytes of nibbles), w = d * value of q. Low nibbles are
+// columns 0..15, high ones 16..31. On the device: 4 words a block; from word `scale_base` on all d, packed halves.
 #include "columns_in_order.glsl"
 #include "nonlinear_four_bits.glsl"
 Unit load_unit(uint g) {

@@ -1,5 +1,5 @@
-// MXFP4 (ggml block_mxfp4: one byte e, 16 bytes of nibbles), w = 2^(e - 128) * value of q. Low nibbles are columns
-// 0..15, high ones 16..31. On the device: 4 words a block; from word `scale_base` on all e, bytes.
+// MXFP4 (ggml block_mxfp4, 17 bytes for 32 weights: one byte e, 16 bytes of nibbles), w = 2^(e - 128) * value of q. Low
+// nibbles are columns 0..15, high ones 16..31. On the device: 4 words a block; from word `scale_base` on all e, bytes.
 #include "columns_in_order.glsl"
 #include "four_bit_floats.glsl"
 Unit load_unit(uint g) {

@@ -1,4 +1,5 @@
-// Q4_0 (ggml block_q4_0: f16 d, 16 bytes of nibbles), w = d * (q - 8). Low nibbles are columns 0..15, high ones 16..31.
+// Q4_0 (ggml block_q4_0, 18 bytes for 32 weights: f16 d, 16 bytes of nibbles), w = d * (q - 8). Low nibbles are columns
+// 0..15, high ones 16..31.
 // On the device: 4 words a block; from word `scale_base` on all d, packed halves.
 #include "columns_in_order.glsl"
 Unit load_unit(uint g) {

@@ -1,4 +1,5 @@
-// Q4_1 (ggml block_q4_1, 20 bytes, kept as in the file: f16 d, f16 m, 16 bytes of nibbles), w = d * q + m.
+// Q4_1 (ggml block_q4_1, 20 bytes for 32 weights, kept as in the file: f16 d, f16 m, 16 bytes of nibbles),
+// w = d * q + m.
 // Low nibbles are columns 0..15, high ones 16..31.
 #include "columns_in_order.glsl"
 Unit load_unit(uint g) {

@@ -1,5 +1,5 @@
 // Q4_K (ggml block_q4_K, 144 bytes for 256 weights, kept as in the file): f16 d and dmin, 12 bytes of scales and
-// minima, 128 bytes of nibbles. w = d * scale * q - dmin * minimum.
+// minima, 128 bytes of nibbles. w = d * scale * q - dmin * minimum; scales_six_bits.glsl has their order.
 #include "scales_six_bits.glsl"
 Head load_head(uint block) { return head_at(block * 36u); }
 Unit load_unit(Head head, uint block, uint i) {

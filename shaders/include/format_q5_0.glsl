@@ -1,4 +1,4 @@
-// Q5_0 (ggml block_q5_0: f16 d, 32 fifth bits, 16 bytes of nibbles), w = d * (q - 16).
+// Q5_0 (ggml block_q5_0, 22 bytes for 32 weights: f16 d, 32 fifth bits, 16 bytes of nibbles), w = d * (q - 16).
 // Low nibbles are columns 0..15, high nibbles 16..31; fifth bit i belongs to column i.
 // On the device: 5 words a block (fifth bits, then nibbles); from word `scale_base` on all d, packed halves.
 #include "columns_in_order.glsl"

@@ -1,5 +1,5 @@
-// Q5_1 (ggml block_q5_1, 24 bytes, kept as in the file: f16 d, f16 m, 32 fifth bits, 16 bytes of nibbles),
-// w = d * q + m. Low nibbles are columns 0..15, high nibbles 16..31; fifth bit i belongs to column i.
+// Q5_1 (ggml block_q5_1, 24 bytes for 32 weights, kept as in the file: f16 d, f16 m, 32 fifth bits, 16 bytes of
+// nibbles), w = d * q + m. Low nibbles are columns 0..15, high nibbles 16..31; fifth bit i belongs to column i.
 #include "columns_in_order.glsl"
 Unit load_unit(uint g) {
     Unit r;

@@ -1,6 +1,6 @@
 // Q5_K (ggml block_q5_K, 176 bytes for 256 weights, kept as in the file): f16 d and dmin, 12 bytes of scales and
 // minima, 32 bytes of fifth bits (bit j of byte l: sub-block j, column l), 128 bytes of nibbles.
-// w = d * scale * q - dmin * minimum.
+// w = d * scale * q - dmin * minimum; scales_six_bits.glsl has their order.
 #include "scales_six_bits.glsl"
 Head load_head(uint block) { return head_at(block * 44u); }
 Unit load_unit(Head head, uint block, uint i) {

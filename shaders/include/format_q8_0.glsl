@@ -1,4 +1,4 @@
-// Q8_0 (ggml block_q8_0: f16 d, 32 signed bytes), w = d * q.
+// Q8_0 (ggml block_q8_0, 34 bytes for 32 weights: f16 d, 32 signed bytes), w = d * q.
 // On the device: all quants, 8 words a block; from word `scale_base` on all d, packed halves.
 #include "columns_in_order.glsl"
 Unit load_unit(uint g) {

@@ -1,4 +1,5 @@
-// TQ2_0 (ggml block_tq2_0: 64 bytes of two-bit quants, f16 d, for 256 weights), w = d * (q - 1).
+// TQ2_0 (ggml block_tq2_0: 64 bytes of two-bit quants, f16 d, for 256 weights), w = d * (q - 1). Columns are in the
+// order of Q2_K (columns_two_bits.glsl).
 // On the device: 16 words a block; from word `scale_base` on all d, packed halves.
 #include "columns_two_bits.glsl"
 Unit load_unit(uint g) {

@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
@@ -152,6 +153,12 @@ def test_all_is_well_and_repeats(folder: Path, capsys: pytest.CaptureFixture[str
     assert capsys.readouterr().out == first
     assert main(["shaders", "check", "silu_mul", "--seed", "6"]) == 0
     assert capsys.readouterr().out != first
+
+
+def test_a_kernel_without_an_oracle(device: Device) -> None:
+    with pytest.raises(ValueError) as caught:
+        judge(device, Job(replace(kernels.MOE_SUM, file="other.comp"), {}, 0))
+    assert str(caught.value) == "other.comp has no oracle; expected one in harness/oracles/__init__.py: add it"
 
 
 def test_a_process_that_dies_fails_its_kernel_alone(device: Device) -> None:
