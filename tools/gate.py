@@ -7,6 +7,7 @@ again; a device without one is not judged.
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from harness.regress_report import cells
 from harness.regress_run import ROOT, measure_once, take_turns
 from harness.significance import median_ratio, ratio_interval
 from vkbackend.errors import DeviceError, InputError, LatentvkError
+from vkbackend.tuning import OFF, VARIABLE
 
 SCHEMA, SCHEMA_VERSION = "latentvk.gate", 1
 RESULTS = ROOT / "results"
@@ -143,6 +145,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--renew", action="store_true", help="write the baseline of this device again")
     args = parser.parse_args(argv)
+    os.environ[VARIABLE] = OFF  # a baseline is this code's, not of what a user stored
     try:
         new = measure()
         path = baseline_of(new.device)

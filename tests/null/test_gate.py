@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from harness.metrics import Exact
 from vkbackend.errors import DeviceError, InputError
+from vkbackend.tuning import tuning_file
 
 ROOT = Path(__file__).parents[2]
 Captured = pytest.CaptureFixture[str]
@@ -25,6 +27,13 @@ def gate() -> ModuleType:
     sys.modules["gate"] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(autouse=True)
+def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A tuning table of the user's."""
+    monkeypatch.setenv("LATENTVK_TUNING", str(tmp_path / "tuning.json"))
+    return tmp_path / "tuning.json"
 
 
 def made(gate: ModuleType, **changes: Any) -> Any:
@@ -127,3 +136,22 @@ def test_no_device_is_not_judged(gate: ModuleType, capsys: Captured, monkeypatch
     monkeypatch.setattr(gate, "measure", absent)
     assert gate.main([]) == 0
     assert capsys.readouterr().out == "gate: not judged, no Vulkan device; expected one: install a driver\n"
+
+
+@pytest.mark.parametrize("arguments", [[], ["--renew"]])
+def test_a_users_tuning_is_neither_judged_nor_written(
+    gate: ModuleType, arguments: list[str], table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the processes that measure, which read it where the environment names one."""
+    code = "from vkbackend.tuning import tuning_file; print(tuning_file())"
+    asked = []
+
+    def measure() -> Any:
+        asked.append(subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True).strip())
+        return made(gate)
+
+    assert tuning_file() == table
+    monkeypatch.setattr(gate, "RESULTS", tmp_path)
+    monkeypatch.setattr(gate, "measure", measure)
+    assert gate.main(arguments) == 0
+    assert asked == ["None"]
