@@ -138,23 +138,29 @@ def _timings(
 def _sweeps(
     args: argparse.Namespace, config: ModelConfig, variants: Sequence[Variant], runner: OracleRunner
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """Of each purpose and kernel one variant's constants tried, as fields of the record; and what was refused."""
+    """Of each purpose and kernel one variant's constants tried, as fields of the record; and what was refused.
+
+    Raises:
+        InputError: the values are for none of the variants; the first one's.
+    """
     from harness.timing import sweep
     from harness.timing.table import print_sweep
     from vkbackend.errors import DeviceError
 
     values: dict[str, Sequence[int]] = dict(args.sweep)
     refused: dict[str, str] = {}
+    unfit: list[InputError] = []
     rows, done = [], set()
     for variant in _progress(variants):
-        key = sweep.purpose_of(variant), variant.launch.kernel.file
-        if key in done:
-            continue
-        done.add(key)
         try:
+            key = sweep.purpose_of(variant), variant.launch.kernel.file
+            if key in done:
+                continue
+            done.add(key)
             found = sweep.sweep(runner, variant, values, config, runner.info, seed=args.seed, repeats=args.repeats)
-        except DeviceError as error:
+        except (DeviceError, InputError) as error:
             refused[variant.name] = str(error)
+            unfit += [error] if isinstance(error, InputError) else []
             continue
         refused |= {f"{variant.name} as {choice}": failure for choice, failure in found.refused.items()}
         stored = sweep.store(found, runner.info) if args.store and found.better else None
@@ -163,6 +169,8 @@ def _sweeps(
             print_sweep(found)
             if stored:
                 print(f"stored as '{found.purpose}' in {stored}")
+    if unfit and not rows and len(unfit) == len(refused):
+        raise unfit[0]
     return {"rows": rows}, refused
 
 

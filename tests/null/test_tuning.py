@@ -187,6 +187,43 @@ def test_what_cannot_be_swept(name: str, values: dict[str, list[int]], message: 
     assert str(caught.value) == message
 
 
+class Device(Fake):
+    """In place of the process on a device that `shaders bench` starts."""
+
+    info = WIDE
+
+    def __enter__(self) -> "Device":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+def test_a_sweep_goes_on_where_a_variant_cannot_take_the_values(
+    path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a chunk, whose cache is never split, and of a kernel with nothing to choose; what was timed is shown."""
+    monkeypatch.setattr("harness.oracles.client.OracleRunner", lambda device: Device(lambda spec, run: spec["SPLITS"]))
+    chunk = variant("attention_latent latent=512 rope=64 heads=5 tile=8 splits=1 *").name
+    refusal = f"--sweep: {chunk} has SPLITS 64, expected 1 to 1; choose other values"
+    shape = ["--context", "248", "--chunk", "8", "--repeats", "3"]
+    bench = ["shaders", "bench", "silu_mul", "attention_latent latent=512", *shape, "--sweep", "SPLITS=64,128"]
+    assert main(bench) == 1
+    out = capsys.readouterr().out
+    assert "attention_latent heads=5 tile=8 splits=128" in out
+    assert out.endswith(
+        f"FAIL  {chunk}: not timed: {refusal}\n"
+        "FAIL  silu_mul: not timed: silu_mul has no constants to choose, expected a variant of matvec, matvec_rows, "
+        "matmul, attention_latent; name one\n"
+    )
+    assert main([*bench, "--json", "-"]) == 1
+    token, *others = json.loads(capsys.readouterr().out)["rows"]
+    assert [choice["constants"]["SPLITS"] for choice in token["choices"]] == [64, 128]
+    assert [row["name"] for row in others] == [chunk, "silu_mul"] and others[0]["refused"] == refusal
+    assert main(["shaders", "bench", "silu_mul", chunk, *shape, "--sweep", "SPLITS=64,128"]) == 2
+    assert capsys.readouterr().err == f"latentvk: error: {refusal}\n"
+
+
 PASSED = "; passed over: sweep again with --store, or set LATENTVK_TUNING=off"
 UNFIT = [
     ({"kernel": "matvec.comp", "constants": {"ROWS": 0}}, "has 0 rows by 1 tokens a lane, expected 1 to 64 results"),
