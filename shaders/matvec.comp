@@ -1,7 +1,7 @@
 #version 450
 // Matrix-vector product of dequantised rows: y = W x, for one expert or head per batch entry. The form for wide
-// subgroups, whose lanes then load consecutive words; see matmul.comp for narrow ones. One subgroup handles ROWS rows;
-// a lane takes every subgroup-size-th unit of 32 columns and uses the x it loaded for all rows.
+// subgroups, whose lanes then load consecutive words; see matvec_rows.comp for narrow ones. One subgroup handles ROWS
+// rows; a lane takes every subgroup-size-th unit of 32 columns and uses the x it loaded for all rows.
 #extension GL_GOOGLE_include_directive : require
 #extension GL_KHR_shader_subgroup_basic : require
 #extension GL_EXT_control_flow_attributes : require

@@ -58,7 +58,7 @@ void main() {
         total[r] = 0.0;
     }
     for (uint block = 0u; block * UNITS_A_BLOCK < end; block++) {
-        Head head[ROWS];
+        uvec4 head[ROWS];
         [[unroll]] for (uint r = 0u; r < ROWS; r++) head[r] = load_head(row_block[r] + block);
         for (uint i = 0u; i < UNITS_A_BLOCK; i++) {
             Unit w[ROWS];

@@ -2,8 +2,8 @@
 // minima, 32 bytes of fifth bits (bit j of byte l: sub-block j, column l), 128 bytes of nibbles.
 // w = d * scale * q - dmin * minimum; scales_six_bits.glsl has their order.
 #include "scales_six_bits.glsl"
-Head load_head(uint block) { return head_at(block * 44u); }
-Unit load_unit(Head head, uint block, uint i) {
+uvec4 load_head(uint block) { return head_at(block * 44u); }
+Unit load_unit(uvec4 head, uint block, uint i) {
     uint chunk = i >> 1, base = block * 44u;
     Unit r = scaled_unit(head, chunk);
     [[unroll]] for (uint k = 0u; k < 4u; k++) {

@@ -63,6 +63,6 @@ Unit load_unit(uint g) {
 }
 #else
 #define UNITS_A_BLOCK 1u
-Head load_head(uint block) { return Head(uvec4(0u), 0.0); }
-Unit load_unit(Head head, uint block, uint i) { return load_unit(block); }
+uvec4 load_head(uint block) { return uvec4(0u); }
+Unit load_unit(uvec4 head, uint block, uint i) { return load_unit(block); }
 #endif

@@ -7,18 +7,18 @@ uint column_b(uint u) { return column_a(u) + 32u; }
 #define UNITS_A_BLOCK 8u
 
 // The block that begins at that word: f16 d and dmin, then the 12 bytes.
-Head head_at(uint at) { return Head(shared_words(at, at + 1u, at + 2u, at + 3u), 0.0); }
+uvec4 head_at(uint at) { return shared_words(at, at + 1u, at + 2u, at + 3u); }
 
 // A chunk's scales and minima. Sub-blocks 0..3 keep six bits in bytes 0..3 (scale) and 4..7 (minimum); sub-blocks 4..7
 // keep their low four bits in bytes 8..11 and their high two in the top of bytes 0..7.
-Unit scaled_unit(Head head, uint chunk) {
+Unit scaled_unit(uvec4 head, uint chunk) {
     uint shift = (chunk & 1u) * 16u;
-    uint s0 = head.words.y >> shift, s1 = head.words.z >> shift, s2 = head.words.w >> shift;
+    uint s0 = head.y >> shift, s1 = head.z >> shift, s2 = head.w >> shift;
     bool low = chunk < 2u;
     uint scales = low ? s0 & 0x3F3Fu : (s2 & 0x0F0Fu) | ((s0 >> 2) & 0x3030u);
     uint minima = low ? s1 & 0x3F3Fu : ((s2 >> 4) & 0x0F0Fu) | ((s1 >> 2) & 0x3030u);
     vec4 factors = vec4(ivec4(scales & 255u, minima & 255u, scales >> 8, minima >> 8));
-    vec4 scaled = unpackHalf2x16(head.words.x).xyxy * factors;
+    vec4 scaled = unpackHalf2x16(head.x).xyxy * factors;
     Unit r;
     r.da = scaled.x; r.ma = scaled.y; r.db = scaled.z; r.mb = scaled.w;
     return r;

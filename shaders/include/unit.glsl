@@ -10,12 +10,8 @@ struct Unit {
 };
 
 // A format whose units share words of their block may define instead, with UNITS_A_BLOCK,
-//   Head load_head(uint block)                      what the units of a block of the buffer share
-//   Unit load_unit(Head head, uint block, uint i)   unit i of that block
-struct Head {
-    uvec4 words;
-    float d; // of formats whose scale stands apart
-};
+//   uvec4 load_head(uint block)                      what the units of a block of the buffer share
+//   Unit load_unit(uvec4 head, uint block, uint i)   unit i of that block
 
 // Fields of `bits` bits that begin at bit `at` of each of four bytes.
 vec4 signed_fields(uint w, int at, int bits) {
