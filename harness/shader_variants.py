@@ -19,7 +19,7 @@ from model import kernels
 from model.attention import norm_held
 from model.config import ModelConfig
 from model.launches import planned_launches
-from model.layout import DEVICE_CACHE_TYPES, PATHS, PLAIN_CACHE_TYPES, CacheLayout, Path
+from model.layout import CACHE_TYPES, PATHS, PLAIN_CACHE_TYPES, CacheLayout, Path
 from model.linear import NARROW_SUBGROUP, ROLES, purpose, usual
 from model.mix import mix_types
 from model.tensors import SUPPORTED_TYPES, file_tensors
@@ -205,7 +205,7 @@ def _cache_variants(config: ModelConfig, mix: str, info: DeviceInfo, shape: Shap
     narrow = replace(info, max_storage_buffer_range=LEAST_BINDING)
     for path in PATHS.values():
         latent = path.layout is not CacheLayout.PER_HEAD
-        for of in DEVICE_CACHE_TYPES if latent else PLAIN_CACHE_TYPES:
+        for of in CACHE_TYPES if latent else PLAIN_CACHE_TYPES:
             typed = replace(path, cache_type=of)
             wanted = [(shape, info)] if of != "f16" else []
             if latent:

@@ -9,17 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+from gguf import GGML_QUANT_SIZES
 
 from harness.chips import Chip
-from model.kernels import cache_kind
+from model.kernels import cache_kind, weight_kind
 from model.layout import latent_row_bytes
 from vkbackend.isa import Counts, Loop, find_loops
-from vkbackend.kernel import Kernel
 from vkbackend.program import Launch
 
 UNIT = 32  # weights that a lane decodes at a time (shaders/include/unit.glsl)
-_FORMAT = "FORMAT_"
 
 
 @dataclass(frozen=True)
@@ -67,7 +65,7 @@ class UnitCost:
 
 def _weight_bytes(launch: Launch) -> float:
     """Bytes of a weight as the file stores it."""
-    block, size = GGML_QUANT_SIZES[kind_of(launch.kernel)]
+    block, size = GGML_QUANT_SIZES[weight_kind(launch.kernel)]
     return size / block
 
 
@@ -99,12 +97,6 @@ WORK = {
         _row_bytes_a_head,
     ),
 }
-
-
-def kind_of(kernel: Kernel) -> GGMLQuantizationType:
-    """The weight format that a kernel was compiled for."""
-    name = next(macro for macro in kernel.macros if macro.startswith(_FORMAT))
-    return GGMLQuantizationType[name.removeprefix(_FORMAT)]
 
 
 def unit_cost(launch: Launch, assembly: str, subgroup: int, chip: Chip | None) -> UnitCost | None:

@@ -143,3 +143,9 @@ def cache_kind(kernel: Kernel) -> GGMLQuantizationType:
 def for_format(kernel: Kernel, kind: GGMLQuantizationType) -> Kernel:
     """The kernel compiled for one weight format (``shaders/include/format_*.glsl``)."""
     return kernel.variant(**{f"FORMAT_{kind.name.upper()}": "1"})
+
+
+def weight_kind(kernel: Kernel) -> GGMLQuantizationType:
+    """The weight format that a kernel is compiled for."""
+    (name,) = (name.removeprefix("FORMAT_") for name in kernel.macros if name.startswith("FORMAT_"))
+    return GGMLQuantizationType[name]

@@ -35,19 +35,26 @@ class CacheLayout(Enum):
     PER_HEAD = "per_head"
 
 
+# What a cache can be held in: f16 to work with, f32 to check against others without its rounding; of latent rows also
+# ggml's blocks of 32. A per-head cache keeps values transposed, so that a block would be 32 positions of which the next
+# token adds one.
 CACHE_TYPES = {
-    "f32": GGMLQuantizationType.F32,
     "f16": GGMLQuantizationType.F16,
+    "f32": GGMLQuantizationType.F32,
     "q8_0": GGMLQuantizationType.Q8_0,
     "q4_0": GGMLQuantizationType.Q4_0,
 }
-
-
-# The types that a device can hold a cache in: f16 to work with, f32 to check against others without its rounding; of
-# latent rows also ggml's blocks of 32. A per-head cache keeps values transposed, so that a block would be 32 positions
-# of which the next token adds one.
-DEVICE_CACHE_TYPES = ("f16", "f32", "q8_0", "q4_0")
 PLAIN_CACHE_TYPES = ("f16", "f32")
+
+
+def require_cache_type(cache_type: str) -> GGMLQuantizationType:
+    """The GGUF type that a cache type's name stands for. InputError listing the names where it is none of them."""
+    if cache_type not in CACHE_TYPES:
+        raise InputError(
+            f"cache type {cache_type!r} has no kernel, expected one of {', '.join(CACHE_TYPES)}; choose one with "
+            "--cache"
+        )
+    return CACHE_TYPES[cache_type]
 
 
 @dataclass(frozen=True)
@@ -62,7 +69,7 @@ class Path:
     @property
     def kind(self) -> GGMLQuantizationType:
         """The cache's numbers."""
-        return CACHE_TYPES[self.cache_type]
+        return require_cache_type(self.cache_type)
 
     @property
     def number_bytes(self) -> int:
@@ -88,11 +95,7 @@ def get_path(name: str, cache_type: str = "f16") -> Path:
     """The path called ``name`` over a cache of that type. InputError listing what there is where there is no such."""
     if name not in PATHS:
         raise InputError(f"path {name!r} is unknown, expected one of {', '.join(PATHS)}; choose one with --path")
-    if cache_type not in DEVICE_CACHE_TYPES:
-        raise InputError(
-            f"cache type {cache_type!r} has no kernel, expected one of {', '.join(DEVICE_CACHE_TYPES)}; choose one "
-            "with --cache"
-        )
+    require_cache_type(cache_type)
     path = replace(PATHS[name], cache_type=cache_type)
     if path.layout is CacheLayout.PER_HEAD and cache_type not in PLAIN_CACHE_TYPES:
         raise InputError(
@@ -136,9 +139,7 @@ def cache_elements_per_token_layer(config: ModelConfig, layout: CacheLayout) -> 
 
 def cache_bytes_per_token(config: ModelConfig, layout: CacheLayout, cache_type: str = "f16") -> int:
     """Bytes cached per token over all layers (MTP layers excluded). InputError for an unknown ``cache_type``."""
-    if cache_type not in CACHE_TYPES:
-        raise InputError(f"cache type {cache_type!r} is unknown, expected one of {', '.join(CACHE_TYPES)}; choose one")
-    kind, rows = CACHE_TYPES[cache_type], cache_rows(config, layout)
+    kind, rows = require_cache_type(cache_type), cache_rows(config, layout)
     row_bytes = _block_bytes if layout is CacheLayout.PER_HEAD else latent_row_bytes
     return config.n_layer * sum(row_bytes(row, kind) for row in rows)
 

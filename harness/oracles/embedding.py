@@ -11,9 +11,9 @@ from gguf.quants import dequantize
 from numpy.typing import NDArray
 
 from harness.oracles.case import CANARY, Case, Draft, Expected, Target
-from harness.oracles.linear import weight_type
 from model import kernels
 from model.block_formats import PLAIN, codebook
+from model.kernels import weight_kind
 from model.weights import stack_upload
 from vkbackend.physical import DeviceInfo
 
@@ -118,7 +118,7 @@ def rows_case(
 
 def cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
     """Every row of a table once, rows that repeat, a chunk that is not full, a table in several buffers."""
-    kind = weight_type(target.kernel)
+    kind = weight_kind(target.kernel)
     block = GGML_QUANT_SIZES[kind][0]
     wide = 256 * int(rng.integers(2, 6))
     yield rows_case(target.info, rng, kind, 37, wide, rng.permutation(37))

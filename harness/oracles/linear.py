@@ -12,20 +12,14 @@ from numpy.typing import NDArray
 
 from harness.oracles.case import CANARY, Case, Draft, Expected, Target, U
 from model.block_formats import PLAIN, codebook
+from model.kernels import weight_kind
 from model.linear import Tiling, View, linear, routed_linear
 from model.random_blocks import random_blocks
 from model.weights import Weight, allocate, stack_upload
-from vkbackend.kernel import Kernel
 from vkbackend.physical import DeviceInfo
 from vkbackend.tuning import Entry
 
 Doubles = NDArray[np.float64]
-
-
-def weight_type(kernel: Kernel) -> Q:
-    """The weight format that a kernel is compiled for."""
-    (kind,) = (name.removeprefix("FORMAT_") for name in kernel.macros if name.startswith("FORMAT_"))
-    return Q[kind]
 
 
 def tiling_of(target: Target) -> Tiling:
@@ -251,7 +245,7 @@ _STORED = {Q.F16: np.float16, Q.F32: np.float32}  # types of caches
 
 def cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
     """Every case of the kernel's kind: cache as a matrix, chosen or grouped experts, plain product."""
-    kind, tiling = weight_type(target.kernel), tiling_of(target)
+    kind, tiling = weight_kind(target.kernel), tiling_of(target)
     if target.has("ROWS_FROM_CACHE") or target.has("UNITS_FROM_CACHE"):
         make = keys_case if target.has("ROWS_FROM_CACHE") else values_case
         single = tiling.tokens == 1

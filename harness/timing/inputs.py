@@ -13,10 +13,9 @@ import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from numpy.typing import NDArray
 
-from harness.shader_work import kind_of
 from harness.timing.job import BenchJob
 from harness.timing.work import routing
-from model.kernels import cache_kind
+from model.kernels import cache_kind, weight_kind
 from model.layout import UNIT
 from model.random_blocks import random_blocks
 from model.weights import stack_upload
@@ -97,7 +96,7 @@ class Inputs:
         else:
             matrices = int(push["matrix_end"]) - int(push["matrix_first"])
             shape = (matrices, int(push["rows"]), UNIT * int(push["units"]))[matrices == 1 :]
-        kind = kind_of(job.kernel)
+        kind = weight_kind(job.kernel)
         if self._stored is None:
             block, size = GGML_QUANT_SIZES[kind]
             blocks = int(np.prod(shape, dtype=np.int64)) // block

@@ -18,7 +18,6 @@ from harness import metadata, stats
 from harness.atomic import write_text
 from harness.oracles.client import Job, Verdict
 from harness.shader_variants import Variant
-from harness.shader_work import kind_of
 from harness.timing.job import BenchJob, Timing
 from model import attention, kernels, linear
 from model.config import ModelConfig
@@ -209,7 +208,7 @@ def purpose_of(variant: Variant) -> str:
         swept = ", ".join(file.removesuffix(".comp") for file in _CHOSEN)
         raise InputError(f"{variant.name} has no constants to choose, expected a variant of {swept}; name one")
     roles = [role for macro, role in _ROLES.items() if macro in launch.kernel.macros]
-    return linear.purpose(kind_of(launch.kernel), variant.tokens, roles[0] if roles else "")
+    return linear.purpose(kernels.weight_kind(launch.kernel), variant.tokens, roles[0] if roles else "")
 
 
 def entry_text(entry: Entry) -> str:

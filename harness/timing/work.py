@@ -13,9 +13,9 @@ import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from numpy.typing import NDArray
 
-from harness.shader_work import WORK, kind_of
+from harness.shader_work import WORK
 from harness.timing.job import BenchJob
-from model.kernels import cache_kind
+from model.kernels import cache_kind, weight_kind
 from model.layout import UNIT, latent_row_bytes
 
 F32 = 4  # bytes
@@ -84,7 +84,7 @@ def _product(job: BenchJob) -> Amount:
         counts = routed_counts(job)
         matrices, vectors = int((counts > 0).sum()), int(counts.sum())
         inputs = job.tokens if job.choices[0].spec["X_DIVISOR"] > 1 else vectors
-    block, size = GGML_QUANT_SIZES[kind_of(job.kernel)]
+    block, size = GGML_QUANT_SIZES[weight_kind(job.kernel)]
     weights = matrices * rows * columns
     written = vectors * rows * (2 if push["accumulate"] else 1)
     products = vectors * rows * columns
@@ -119,7 +119,7 @@ def _elements(
 
 
 def _embed(job: BenchJob) -> Amount:
-    block, size = GGML_QUANT_SIZES[kind_of(job.kernel)]
+    block, size = GGML_QUANT_SIZES[weight_kind(job.kernel)]
     width = job.tokens * job.push["width"]
     return Amount(WORK[job.kernel.file].unit, width, width / block * size, F32 * width)
 

@@ -90,7 +90,9 @@ def test_unknown_names() -> None:
     assert str(caught.value) == "path 'gqa' is unknown, expected one of mla, mla-v, mha; choose one with --path"
     with pytest.raises(InputError) as caught:
         cache_bytes_per_token(GLM, CacheLayout.LATENT, "q5_0")
-    assert str(caught.value) == "cache type 'q5_0' is unknown, expected one of f32, f16, q8_0, q4_0; choose one"
+    assert str(caught.value) == (
+        "cache type 'q5_0' has no kernel, expected one of f16, f32, q8_0, q4_0; choose one with --cache"
+    )
     with pytest.raises(InputError) as caught:
         mix_types(GLM, "q3_k_s")
     assert str(caught.value) == (
