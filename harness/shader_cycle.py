@@ -22,7 +22,7 @@ from harness.timing.job import BenchJob, Timing
 from harness.timing.work import TIMED, amount
 from model.config import ModelConfig
 from vkbackend import shader
-from vkbackend.errors import DeviceError, InputError
+from vkbackend.errors import InputError, LatentvkError
 from vkbackend.offline import OfflineCompiler
 
 # What a row may show; where the screen is narrow the last ones are left out.
@@ -159,9 +159,10 @@ class Cycle:
         """Compile, validate, run against the oracle; compile for the chip beside it.
 
         Raises:
-            DeviceError: the device, the compiler or spirv-val is gone.
+            DeviceError: the compiler or spirv-val is gone.
         """
         started = time.perf_counter()
+        shader.forget_sources()
         kernel, spec = watched.variant.launch.kernel, watched.variant.launch.spec
         try:
             module = check_module(kernel)
@@ -187,7 +188,7 @@ class Cycle:
         job = BenchJob.quick(variant, self.config)
         try:
             timing = self.judge.time(job)
-        except DeviceError as error:
+        except LatentvkError as error:
             return replace(answer, failures=(*answer.failures, str(error)))
         return replace(answer, timing=timing, moved=amount(job).nbytes)
 
@@ -197,14 +198,16 @@ class Cycle:
             self.judge.restart()
 
     def give_up(self) -> None:
-        """From another thread: end the oracle that is running, which then fails."""
+        """From another thread: end what is running, which then fails."""
         if self.judge is not None:
             self.judge.give_up()
+        if self.compiler is not None:
+            self.compiler.give_up()
 
     def _statistics(self, variant: Variant | None) -> tuple[Row | None, tuple[str, ...]]:
         if self.compiler is None or variant is None:
             return None, ()
         try:
             return compile_row(variant, self.compiler, self.chip, self.subgroup)[0], ()
-        except DeviceError as error:
+        except LatentvkError as error:
             return None, (str(error),)

@@ -124,18 +124,18 @@ def watch(watched: list[Watched], cycle: Cycle, board: Board, changed: Saves, co
 
 def _answer(worker: ThreadPoolExecutor, cycle: Cycle, one: Watched, changed: Saves) -> Answer | None:
     """The cycle's answer; None where a save came while it took longer than it may keep one waiting, as a hang does."""
-    begun = perf_counter()
+    begun, given_up = perf_counter(), False
     made = worker.submit(cycle.answer, one)
     try:
         while not wait([made], timeout=_POLL_S).done:
             if changed.waiting() and perf_counter() - begun > _PATIENCE_S:
-                cycle.give_up()
-                made.result()
-                return None
+                given_up = True
+                cycle.give_up()  # again and again: what it ends may have been about to start
     except BaseException:
-        cycle.give_up()  # else the thread would keep the process
+        while not wait([made], timeout=_POLL_S).done:  # else the thread would keep the process
+            cycle.give_up()
         raise
-    return made.result()
+    return None if given_up else made.result()
 
 
 @contextmanager
@@ -183,9 +183,12 @@ def _watched(args: argparse.Namespace, device: DeviceInfo | None, chip: DeviceIn
     from harness.shader_variants import Shape, choose, find_variants
     from harness.timing.job import QUICK_BYTES
     from model.presets import get_preset
+    from vkbackend.tuning import load_tuning
 
-    preset, shape = get_preset(args.preset), Shape(most_bytes=QUICK_BYTES)
-    on_device = find_variants(preset, args.mix, device, everything=True, shape=shape) if device else []
+    preset, on_device = get_preset(args.preset), []
+    if device:
+        shape = Shape(most_bytes=QUICK_BYTES, tuning=load_tuning(device))
+        on_device = find_variants(preset, args.mix, device, everything=True, shape=shape)
     on_chip = find_variants(preset, args.mix, replace(chip, subgroup_size=args.subgroup)) if chip else []
     pairs = {one.name: one for one in pair_variants(on_device, on_chip)}
     return [pairs[name] for name in choose(pairs, args.kernels)]

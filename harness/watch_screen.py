@@ -43,8 +43,8 @@ class Board:
         if last is not None and last.figures:
             self.before[answer.name] = last.figures
         self.answers[answer.name] = answer
-        times = {column: value for column, value in answer.figures.items() if column in MEASURED}
-        self.first_times.setdefault(answer.name, times or self.first_times.get(answer.name, {}))
+        if times := {column: value for column, value in answer.figures.items() if column in MEASURED}:
+            self.first_times.setdefault(answer.name, times)
         self.waiting.discard(answer.name)
 
     def reference(self, name: str) -> dict[str, float]:

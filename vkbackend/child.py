@@ -51,6 +51,8 @@ class Child:
 
     def ask(self, request: object) -> Any:
         """The answer to ``request``. Raises ChildEndedError."""
+        if self.process is not None and self.process.poll() is not None:
+            self._end()  # it ended, or was killed, while nothing was asked
         if self.process is None:
             self.start()
         process: Any = self.process
@@ -111,6 +113,10 @@ class ChildClient:
     """Whoever asks a child: a context manager that ends it."""
 
     _child: Child
+
+    def give_up(self) -> None:
+        """From another thread: end the request that is running, which then fails."""
+        self._child.kill()
 
     def close(self) -> None:
         """End the process."""

@@ -27,6 +27,7 @@ INCLUDE_ROOT = SHADER_ROOT / "include"
 _INCLUDE = re.compile(r'^\s*#\s*include\s+"([^"]+)"', re.MULTILINE)
 TARGET = "vulkan1.1"  # the environment that modules are compiled for, and validated by
 _FLAGS = ("-V", "--target-env", TARGET, "--quiet")
+_TRIES = 5  # at a module whose sources are being saved
 # glslang's lines: "ERROR: FILE:LINE: text"; what has no place in a file only counts or sums up.
 _DIAGNOSTIC = re.compile(r"(ERROR|WARNING): (.+?):(\d+): (.*)")
 
@@ -64,6 +65,11 @@ class ShaderError(InputError):
         variant = " ".join(macros) if macros else "no macros"
         super().__init__(f"shader {name} does not compile ({variant}): {first}; correct that line")
         self.diagnostics = diagnostics
+        self._given = name, dict(macros), diagnostics, output
+
+    def __reduce__(self) -> tuple[type[ShaderError], tuple[object, ...]]:
+        """To be made again in the process that it is sent to."""
+        return ShaderError, self._given
 
 
 def cache_folder() -> Path:
@@ -121,16 +127,12 @@ def compile_shader(name: str, macros: Mapping[str, str]) -> bytes:
         DeviceError: there is no compiler.
     """
     entry = _entry(name, macros)
-    if not entry.is_file():
-        _compile_into(entry, name, macros, strictly=False)
-    return entry.read_bytes()
+    return (entry if entry.is_file() else _compile(name, macros, strictly=False)).read_bytes()
 
 
 def compile_strictly(name: str, macros: Mapping[str, str]) -> bytes:
     """As ``compile_shader``, but anew, and a warning is an error."""
-    entry = _entry(name, macros)
-    _compile_into(entry, name, macros, strictly=True)
-    return entry.read_bytes()
+    return _compile(name, macros, strictly=True).read_bytes()
 
 
 def _entry(name: str, macros: Mapping[str, str]) -> Path:
@@ -143,8 +145,32 @@ def _entry(name: str, macros: Mapping[str, str]) -> Path:
     return cache_folder() / f"{source.stem}-{digest.hexdigest()[:32]}.spv"
 
 
-def _compile_into(entry: Path, name: str, macros: Mapping[str, str], strictly: bool) -> None:
+def _compile(name: str, macros: Mapping[str, str], strictly: bool) -> Path:
+    """The cache's entry, made of the sources as they are on the disk now.
+
+    The compiler reads them by itself: an entry counts only if they are the same before and after it.
+    """
     path, _ = compiler()
+    for _ in range(_TRIES):
+        forget_sources()
+        entry = _entry(name, macros)
+        temporary = _temporary(entry)
+        try:
+            warnings = _run_compiler(path, SHADER_ROOT / name, macros, str(temporary))
+            if strictly and warnings:
+                raise ShaderError(name, macros, warnings, "")
+            forget_sources()
+            if _entry(name, macros) == entry:
+                return temporary.replace(entry)
+        finally:
+            temporary.unlink(missing_ok=True)
+    raise InputError(
+        f"shader {name} changed {_TRIES} times while it was compiled; expected its sources to stay: compile it again"
+    )
+
+
+def _temporary(entry: Path) -> Path:
+    """An empty file beside the entry."""
     try:
         entry.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=entry.parent, suffix=".tmp")
@@ -154,13 +180,7 @@ def _compile_into(entry: Path, name: str, macros: Mapping[str, str], strictly: b
             "set LATENTVK_CACHE to one"
         ) from error
     os.close(handle)
-    try:
-        warnings = _run_compiler(path, SHADER_ROOT / name, macros, temporary)
-        if strictly and warnings:
-            raise ShaderError(name, macros, warnings, "")
-        Path(temporary).replace(entry)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+    return Path(temporary)
 
 
 def _run_compiler(compiler: str, source: Path, macros: Mapping[str, str], out: str) -> tuple[Diagnostic, ...]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from harness.timing.job import BenchJob, PeaksJob, Timing
 from vkbackend.child import Child, ChildClient, ChildEndedError
-from vkbackend.errors import DeviceError, LatentvkError
+from vkbackend.errors import DeviceError, DeviceLostError, LatentvkError
 from vkbackend.kernel import Kernel
 from vkbackend.peaks import Peaks
 from vkbackend.physical import DeviceInfo
@@ -57,34 +57,39 @@ class OracleRunner(ChildClient):
         self._child = Child("harness.oracles.worker", environment, timeout_s)
         try:
             self.info: DeviceInfo = self._start()
+        except ChildEndedError as error:
+            self.close()
+            raise DeviceError(
+                f"opening the device: the process {error}; expected a device: update its driver"
+            ) from None
         except BaseException:
             self.close()
             raise
 
     def _start(self) -> DeviceInfo:
-        try:
-            found: DeviceInfo | LatentvkError = self._child.start()
-        except ChildEndedError as error:
-            raise DeviceError(
-                f"opening the device: the process {error}; expected a device: update its driver"
-            ) from None
+        found: DeviceInfo | LatentvkError = self._child.start()
         if isinstance(found, LatentvkError):
             raise found
         return found
 
-    def judge(self, job: Job) -> Verdict:
-        """Hold one kernel against its oracle; a crash or a hang is a failure of the kernel.
-
-        Raises:
-            DeviceError: the device cannot be opened again after one.
-        """
-        if self._child.process is None:
-            self._start()
+    def _reopen(self) -> None:
+        """A new process in place of one that ended. DeviceError where none opens the device."""
         try:
-            verdict: Verdict | LatentvkError = self._child.ask(job)
+            self._start()
+        except ChildEndedError as error:
+            raise DeviceError(
+                f"the oracles in a new process: it {error}; expected it to open the device: correct what it names"
+            ) from None
+
+    def judge(self, job: Job) -> Verdict:
+        """Hold one kernel against its oracle; a crash, a hang and a process that does not come back are failures."""
+        try:
+            verdict: Verdict = self._ask(job)
         except ChildEndedError as error:
             return Verdict(0, 0.0, (f"the process that ran it {error}",))
-        return Verdict(0, 0.0, (str(verdict),)) if isinstance(verdict, LatentvkError) else verdict
+        except LatentvkError as error:
+            return Verdict(0, 0.0, (str(error),))
+        return verdict
 
     def time(self, job: BenchJob) -> Timing:
         """Time a kernel, which should have been judged before.
@@ -92,24 +97,30 @@ class OracleRunner(ChildClient):
         Raises:
             DeviceError: it does not fit, computes what is no number, crashes or hangs.
         """
-        timing: Timing = self._ask(job, job.kernel.file)
+        timing: Timing = self._measured(job, job.kernel.file)
         return timing
 
     def peaks(self) -> Peaks:
         """What the device can do at most, measured now. Raises DeviceError where it computes wrongly."""
-        peaks: Peaks = self._ask(PeaksJob(), "the device's peaks")
+        peaks: Peaks = self._measured(PeaksJob(), "the device's peaks")
         return peaks
 
-    def _ask(self, request: object, what: str) -> Any:
-        if self._child.process is None:
-            self._start()
+    def _measured(self, request: object, what: str) -> Any:
         try:
-            found = self._child.ask(request)
+            return self._ask(request)
         except ChildEndedError as error:
             raise DeviceError(
                 f"timing {what}: the process that ran it {error}; expected an end: look for a loop without one, or an "
                 "access outside of a buffer"
             ) from None
+
+    def _ask(self, request: object) -> Any:
+        """The answer. Raises it where it is an error, and ChildEndedError."""
+        if self._child.process is None:
+            self._reopen()
+        found = self._child.ask(request)
+        if isinstance(found, DeviceLostError):
+            self._child.end()  # a device of its own is in the next process
         if isinstance(found, LatentvkError):
             raise found
         return found
@@ -117,7 +128,3 @@ class OracleRunner(ChildClient):
     def restart(self) -> None:
         """Judge the next job in a new process, which reads the oracles' files again."""
         self._child.end()
-
-    def give_up(self) -> None:
-        """From another thread: end the job that is running, which then fails."""
-        self._child.kill()

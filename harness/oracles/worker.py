@@ -93,7 +93,7 @@ def main() -> None:
         try:
             answer(pipe, _ANSWERS[type(job)](device, job))
         except DeviceLostError as error:
-            answer(pipe, Verdict(0, 0.0, (str(error),)) if isinstance(job, Job) else error)
+            answer(pipe, error)
             return  # the next job finds a new process
         except LatentvkError as error:
             answer(pipe, error)

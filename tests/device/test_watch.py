@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -93,10 +94,24 @@ def test_saves_are_answered_until_ctrl_c(watching: Watching) -> None:
     assert any(line.startswith("> ") and "r.da = nothing * packed_half" in line for line in lines)
 
     watching.save(decoder, "r.da = nothing *", "r.da =")
-    assert watching.next()[1].endswith("; all ok; Ctrl-C ends")
+    lines, status = watching.next()
+    assert status.endswith("; all ok; Ctrl-C ends"), "\n".join(lines)
 
     watching.save("moe_sum.comp", "void main() {", "// only this one\nvoid main() {")
     assert watching.next()[1].startswith("moe_sum.comp saved: ")
 
     watching.process.send_signal(signal.SIGINT)
     assert watching.process.wait(timeout=_TIMEOUT_S) == 0
+
+
+def test_a_kernel_without_an_end_is_ended_by_the_next_save(watching: Watching) -> None:
+    lines, status = watching.next()
+    assert status.endswith("; all ok; Ctrl-C ends"), "\n".join(lines)
+    decoder, good = "include/format_q8_0.glsl", "r.da = packed_half(scale_base, g);"
+    # lavapipe ends a loop after 65,536 passes, so that two make a hang.
+    endless = "for (uint i = 0u; r.da > -1e30; i++) for (uint k = 0u; r.da > -1e30; k++) r.da = min(r.da + 1.0, 7.0);"
+    watching.save(decoder, good, f"{good} {endless}")
+    time.sleep(4)  # it hangs by now; were it not running yet, the next save would come first
+    watching.save(decoder, f"{good} {endless}", good)
+    lines, status = watching.next()
+    assert status.endswith("; all ok; Ctrl-C ends"), "\n".join(lines)

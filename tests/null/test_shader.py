@@ -175,3 +175,44 @@ def test_a_cache_that_cannot_be_written_is_named(tree: Tree, monkeypatch: pytest
         f"shader cache {blocked}/spirv cannot be written (Not a directory); expected a writable folder: "
         "set LATENTVK_CACHE to one"
     )
+
+
+def test_a_source_saved_while_it_is_compiled_leaves_no_wrong_entry(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the compiler read may be the old or the new text: the module counts for neither until both agree."""
+    before = shader.compile_shader("one.comp", {"FACTOR": "2"})
+    edited = SOURCE.replace("void main() {", "void main() { uint more = 1u;")
+    assert edited != SOURCE
+    (tree.root / "shaders" / "one.comp").write_text(edited)  # read by nobody yet
+    run, saves = shader._run_compiler, [SOURCE + "// saved meanwhile\n"]
+
+    def saving(*args: Any) -> Any:
+        found = run(*args)
+        if saves:
+            (tree.root / "shaders" / "one.comp").write_text(saves.pop())
+        return found
+
+    monkeypatch.setattr(shader, "_run_compiler", saving)
+    assert (
+        shader.compile_strictly("one.comp", {"FACTOR": "2"}) == before
+    )  # of the text that was saved: it differs in a comment
+    monkeypatch.setattr(shader, "_run_compiler", run)
+    tree.write("one.comp", edited)
+    runs = tree.runs
+    shader.compile_shader("one.comp", {"FACTOR": "2"})
+    assert tree.runs == runs + 1  # nothing was kept for it
+
+
+def test_a_source_that_never_stays_is_refused(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, path, count = shader._run_compiler, tree.root / "shaders" / "one.comp", iter(range(99))
+
+    def saving(*args: Any) -> Any:
+        path.write_text(f"{SOURCE}// {next(count)}\n")
+        return run(*args)
+
+    monkeypatch.setattr(shader, "_run_compiler", saving)
+    with pytest.raises(InputError) as caught:
+        shader.compile_strictly("one.comp", {"FACTOR": "2"})
+    assert str(caught.value) == (
+        "shader one.comp changed 5 times while it was compiled; expected its sources to stay: compile it again"
+    )
+    assert tree.entries() == []

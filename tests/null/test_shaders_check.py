@@ -3,8 +3,10 @@
 import importlib
 import json
 import os
+import pickle
 import shutil
 import signal
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,14 +18,14 @@ from harness import shaders_check
 from harness.cli import main
 from harness.oracles import ORACLES
 from harness.oracles.case import Draft, Expected, Target
-from harness.oracles.client import OracleRunner
+from harness.oracles.client import Job, OracleRunner, Verdict
 from harness.shader_declaration import differences
 from harness.shader_variants import find_variants
 from model import kernels
 from model.presets import get_preset
 from vkbackend import shader
 from vkbackend.child import Child, ChildEndedError
-from vkbackend.errors import DeviceError
+from vkbackend.errors import DeviceError, DeviceLostError
 from vkbackend.kernel import Kernel
 from vkbackend.physical import list_devices
 from vkbackend.reflection import reflect
@@ -233,8 +235,82 @@ def test_a_child_that_crashes_or_hangs_is_an_error_and_is_started_again(tmp_path
         with pytest.raises(ChildEndedError) as caught:
             child.ask("hang")
         assert str(caught.value) == "hung for 0.5 s: of no matter"
+        child.timeout_s = 20.0
+        child.start()
+        ended = threading.Timer(0.3, child.kill)  # as who waits for no answer any more does
+        ended.start()
+        with pytest.raises(ChildEndedError) as caught:
+            child.ask("hang")
+        assert caught.value.how == f"ended with status {-signal.SIGKILL}"
+        assert child.ask("a") == "aa"
+        child.kill()
+        child.process.wait()
+        assert child.ask("b") == "bb"  # nothing was running: the next request finds another process
     finally:
         child.close()
+
+
+class _Scripted:
+    """In place of a child: starts and answers as told, and counts how often it was started and ended."""
+
+    def __init__(self, starts: list[object], answers: list[object]) -> None:
+        self.starts, self.answers = starts, answers
+        self.process: object | None = None
+        self.log: list[str] = []
+
+    def start(self) -> object:
+        self.log.append("start")
+        return self._next(self.starts)
+
+    def ask(self, request: object) -> object:
+        return self._next(self.answers)
+
+    def end(self) -> None:
+        self.log.append("end")
+        self.process = None
+
+    def _next(self, script: list[object]) -> object:
+        found = script.pop(0)
+        if isinstance(found, ChildEndedError):
+            self.process = None
+            raise found
+        self.process = self
+        return found
+
+
+def scripted(starts: list[object], answers: list[object]) -> tuple[OracleRunner, _Scripted]:
+    runner, child = OracleRunner.__new__(OracleRunner), _Scripted(starts, answers)
+    runner._child = child  # type: ignore[assignment]
+    return runner, child
+
+
+JOB = Job(kernels.MOE_SUM, {}, 0)
+
+
+def test_oracles_that_do_not_start_again_fail_the_kernel_and_end_no_caller() -> None:
+    broken = ChildEndedError("ended with status 1", "SyntaxError: invalid syntax")
+    runner, child = scripted([broken, INFO], [Verdict(3, 0.1, ())])
+    assert runner.judge(JOB).failures == (
+        "the oracles in a new process: it ended with status 1: SyntaxError: invalid syntax; expected it to open the "
+        "device: correct what it names",
+    )
+    assert runner.judge(JOB) == Verdict(3, 0.1, ())  # corrected
+    assert child.log == ["start", "start"]
+
+
+def test_a_lost_device_fails_its_kernel_alone() -> None:
+    runner, child = scripted([INFO, INFO], [DeviceLostError("the device was lost"), Verdict(3, 0.1, ())])
+    assert runner.judge(JOB).failures == ("the device was lost",)
+    assert runner.judge(JOB) == Verdict(3, 0.1, ())
+    assert child.log == ["start", "end", "start"]
+
+
+def test_a_compile_error_crosses_a_pipe() -> None:
+    complaint = shader.Diagnostic("ERROR", Path("a.comp"), 3, "'x' : undeclared")
+    error = shader.ShaderError("a.comp", {"M": "1"}, (complaint,), "said")
+    again = pickle.loads(pickle.dumps(error))
+    assert type(again) is shader.ShaderError
+    assert (str(again), again.diagnostics) == (str(error), (complaint,))
 
 
 def test_a_device_that_cannot_be_opened_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

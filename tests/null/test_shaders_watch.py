@@ -26,6 +26,7 @@ from harness.timing.job import BenchJob, Timing
 from harness.watch_screen import Board, render
 from model.presets import get_preset
 from vkbackend import shader
+from vkbackend.errors import DeviceError, InputError
 
 STATISTICS = {"vgprs": 64, "spilled_vgprs": 0, "spilled_sgprs": 0, "code_bytes": 5000}
 WIDTH = 140
@@ -95,6 +96,14 @@ def test_times_stand_with_the_share_that_they_changed_by_and_the_first_ones() ->
     assert " ".join(row.split()) == "a ok, 6 cases 700 -33% (-30%) 1.43 +50% (+43%)"
     board.put(timed("a", 740.0))
     assert " ".join(shown(board)[3].split()) == "a ok, 6 cases 740 = (-26%) 1.35 = (+35%)"  # 6% is noise
+
+
+def test_times_after_a_failure_are_the_first_ones() -> None:
+    board = Board("1 variant", ["a"], {}, status="saved")
+    board.put(Answer("a", Module(), Verdict(1, 2.0, ("y[row 3] is 1, expected 2",))))
+    board.put(timed("a", 1000.0))
+    board.put(timed("a", 500.0))
+    assert board.reference("a")["\u00b5s"] == pytest.approx(1000.0)
 
 
 def test_a_compile_error_takes_the_tables_place_once() -> None:
@@ -255,3 +264,46 @@ def test_files_that_are_saved_become_events(tmp_path: Path) -> None:
         (tmp_path / "include" / "a.glsl~").write_text("an editor's own")
         (tmp_path / "include" / "a.glsl").write_text("first")
         assert changed.next() == {tmp_path / "include" / "a.glsl"}
+
+
+def test_a_folder_that_cannot_be_watched_is_said(tmp_path: Path) -> None:
+    with saves(tmp_path / "absent") as changed, pytest.raises(InputError) as caught:
+        changed.next()
+    told = str(caught.value)
+    assert told.startswith("changes of files: the system tells of none (")
+    assert told.endswith("); expected it to: raise fs.inotify.max_user_watches, and see that the folder is there")
+
+
+class Hanging:
+    """A compiler for a chip that hangs until it is given up."""
+
+    def __init__(self) -> None:
+        self.begun, self.ended = threading.Event(), threading.Event()
+
+    def compile_kernel(self, *args: Any, **kwargs: Any) -> None:
+        self.begun.set()
+        assert self.ended.wait(60)
+        raise DeviceError("RADV's compiler ended")
+
+    def give_up(self) -> None:
+        self.ended.set()
+
+
+def test_a_save_ends_what_hangs_in_the_chips_compiler(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shaders_watch, "_PATIENCE_S", 0.1)
+    compiler: Any = Hanging()
+    watched = pair_variants([], find_variants(get_preset("glm-4.7-flash"), "q4_k_m", DEVICE, ["moe_sum"]))
+    board, script = Board("watching", [one.name for one in watched], {}), Script()
+
+    def save() -> None:
+        compiler.begun.wait()
+        script.queue.put(frozenset({folder / "moe_sum.comp"}))
+
+    saver = threading.Thread(target=save)
+    saver.start()
+    with (tmp_path / "log").open("w") as stream, pytest.raises(KeyboardInterrupt):
+        shaders_watch.watch(watched, Cycle(None, compiler, None), board, script, Console(file=stream, width=WIDTH))
+    saver.join()
+    assert "moe_sum: RADV's compiler ended" in (tmp_path / "log").read_text()
