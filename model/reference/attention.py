@@ -1,8 +1,10 @@
-"""Multi-head latent attention, both ways. Shape letters: see ops.py.
+"""Multi-head latent attention, every way. Shape letters: see ops.py.
 
 "latent": the cache keeps one row of R + P numbers a token, shared by all heads; ``attn_k_b`` is absorbed into the
-query and ``attn_v_b`` applied to the attended latent. "expanded": keys and values are computed per head and cached per
-head, as a runtime without MLA does. In exact arithmetic the two are one function.
+query and ``attn_v_b`` applied to the attended latent. "latent_v": beside that row a copy of its R numbers is what
+values are read from; it differs where the copy is quantised in blocks of its own, R being no multiple of a block.
+"expanded": keys and values are computed per head and cached per head, as a runtime without MLA does. In exact
+arithmetic all are one function.
 """
 
 from collections.abc import Callable
@@ -16,7 +18,7 @@ from model.config import ModelConfig
 from model.reference.ops import Floats, Ints, linear, rms_norm, rope, softmax
 from model.rope import magnitude
 
-PATHS = ("latent", "expanded")
+PATHS = ("latent", "latent_v", "expanded")
 Weight = Callable[[str], Floats]  # tensor name within the layer -> dequantised array
 
 
@@ -54,7 +56,8 @@ def _quantised(rows: Floats, kind: GGMLQuantizationType) -> Floats:
 
 
 class LayerCache:
-    """One layer's cache: ``rows`` [n, R+P] for "latent"; ``rows`` [n, H, N+P] with ``values`` [n, H, V] for "expanded".
+    """One layer's cache: ``rows`` [n, R+P], for "latent_v" with ``values`` [n, R]; for "expanded" ``rows`` [n, H, N+P]
+    with ``values`` [n, H, V].
 
     ``kind`` as in RowCache.
     """
@@ -112,10 +115,11 @@ def latent_attention(
     k_rope = rope(kv_a[:, n_rank:], positions, frequencies, magnitude(config))  # [T, P], one for all heads
 
     k_b, v_b = weight("attn_k_b"), weight("attn_v_b")
-    if path == "latent":
+    if path != "expanded":
         rows = cache.rows.append(np.concatenate([latent, k_rope], axis=1))[None]  # [1, n, R+P]
+        shared = cache.values.append(latent)[None] if path == "latent_v" else rows[..., :n_rank]  # [1, n, R]
         q_absorbed = np.concatenate([q_nope @ k_b.transpose(0, 2, 1), q_rope], axis=2)  # [H, T, R+P]
-        attended = attend(q_absorbed, rows, rows[..., :n_rank], config.attn_scale)  # [H, T, R]
+        attended = attend(q_absorbed, rows, shared, config.attn_scale)  # [H, T, R]
         out: Floats = attended @ v_b.transpose(0, 2, 1)  # [H, T, V]
     else:
         k_nope = (latent @ k_b).transpose(1, 0, 2)  # [T, H, N]

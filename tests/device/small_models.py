@@ -214,7 +214,7 @@ class SmallModel:
         found: dict[tuple[str, str], tuple[np.ndarray, float]] = {}
 
         def of(path: CachePath) -> tuple[np.ndarray, float]:
-            way = "expanded" if path.layout is CacheLayout.PER_HEAD else "latent"
+            way = "expanded" if path.layout is CacheLayout.PER_HEAD else path.layout.value
             key = way, path.cache_type
             if key not in found:
                 kind = np.float16 if path.cache_type == "f16" else path.kind

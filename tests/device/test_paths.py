@@ -81,9 +81,11 @@ def test_a_quantised_cache_rounds_as_ggmls_blocks_do(small: SmallModel, path: st
         return
     expected, tolerance = small.exact(made)
     found = small.logits(path, 7, cache)
-    same_blocks = path == "mla" or small.config.kv_lora % 32 == 0
-    if same_blocks:
-        assert np.abs(found - expected).max() <= tolerance
+    assert np.abs(found - expected).max() <= tolerance
+    if small.config.kv_lora % 32:
+        # f32 puts a few numbers on the neighbouring step, the other path's blocks a whole block of every row.
+        other, _ = small.exact(get_path({"mla": "mla-v", "mla-v": "mla"}[path], cache))
+        assert np.square(found - expected).mean() < np.square(found - other).mean() / 4
     # Far more than f16 rounds, and no more than the type does: q8_0 keeps 7 bits of a block's largest, q4_0 three.
     rounding = np.abs(found - small.exact_f32[0]).max()
     assert small.exact(PATHS[path])[1] < rounding < 3 * tolerance

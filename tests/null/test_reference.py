@@ -1,4 +1,4 @@
-"""The oracle against itself and plain loops: both ways of attention, caches, chunks, causality, lazy weights."""
+"""The oracle against itself and plain loops: all ways of attention, caches, chunks, causality, lazy weights."""
 
 import math
 from dataclasses import replace
@@ -45,12 +45,13 @@ def assert_close(got: np.ndarray, want: np.ndarray, share: float) -> None:
 
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize("seed", [0, 1])
-def test_latent_and_expanded_agree(name: str, seed: int) -> None:
+def test_ways_of_attention_agree(name: str, seed: int) -> None:
     model = reference(name, seed)
     tokens = prompt(model)
-    latent, expanded = (model.logits(tokens, path) for path in PATHS)
+    latent, copied, expanded = (model.logits(tokens, path) for path in PATHS)
     assert latent.dtype == np.float32
     assert_close(latent, expanded, ROUNDING)
+    np.testing.assert_array_equal(copied, latent)
     exact = reference(name, seed, np.float64)
     assert_close(latent, exact.logits(tokens, "expanded"), ROUNDING)
     assert_close(exact.logits(tokens, "latent"), exact.logits(tokens, "expanded"), 1e-13)
@@ -212,6 +213,36 @@ def test_rewind_forgets() -> None:
         assert_close(again, first[2:], ROUNDING)
 
 
+@pytest.mark.parametrize("rank", [64, 44])
+def test_a_copy_of_the_values_is_quantised_in_blocks_of_its_own(rank: int) -> None:
+    """The row's last block of 32 holds rotated numbers beside latent ones where no block ends with these."""
+    config = replace(BASE, kv_lora=rank, qk_rope=12)
+    weights = random_weights(config, 5)
+    weight = {n.removeprefix("blk.0.").removesuffix(".weight"): v for n, v in weights.items()}
+    x = np.random.default_rng(6).standard_normal((6, config.n_embd)).astype(np.float32)
+    cached = {}
+    for path in ("latent", "latent_v"):
+        cached[path] = LayerCache(GGMLQuantizationType.Q8_0)
+        where = np.arange(6), frequencies(config), weight.__getitem__, config, cached[path], path
+        latent_attention(x, *where)
+    none = np.zeros((0, config.latent_dim), np.float32)
+    rows = cached["latent"].rows.append(none)
+    np.testing.assert_array_equal(cached["latent_v"].rows.append(none), rows)
+    values = cached["latent_v"].values.append(none[:, :rank])
+    whole = rank // 32 * 32
+    np.testing.assert_array_equal(values[:, :whole], rows[:, :whole])
+    assert values.shape == (6, rank) and cached["latent"].values.length == 0
+    kv = x.astype(np.float64) @ weight["attn_kv_a_mqa"].T.astype(np.float64)
+    latent = kv[:, :rank] / np.sqrt((kv[:, :rank] ** 2).mean(axis=1, keepdims=True) + config.rms_eps)
+    latent *= weight["attn_kv_a_norm"]
+    for block in range(0, rank, 32):
+        part = latent[:, block : min(block + 32, rank)]
+        step = np.abs(part).max(axis=1, keepdims=True) / 127  # of Q8_0: a block's largest is 127; its scale an f16
+        error = np.abs(values[:, block : block + 32] - part)
+        assert (error <= step * (0.5 + 127 * 2.0**-11 + 0.01)).all()
+    assert rank % 32 == 0 or not np.array_equal(values[:, whole:], rows[:, whole:rank])
+
+
 def test_row_cache_grows_and_rounds() -> None:
     cache = RowCache(np.float16)
     rows = np.random.default_rng(0).standard_normal((11, 3)).astype(np.float32)
@@ -238,7 +269,7 @@ def test_trace_names_every_intermediate() -> None:
         (lambda m: m.logits([3, 101]), "token 101 is outside the vocabulary: give ids from 0 to 100"),
         (lambda m: m.logits([-1]), "token -1 is outside the vocabulary: give ids from 0 to 100"),
         (lambda m: m.logits([1], chunk=0), "chunk 0 is not a number of tokens: give 1 or more"),
-        (lambda m: m.logits([1], "mla"), "reference path 'mla' is unknown: choose one of latent, expanded"),
+        (lambda m: m.logits([1], "mla"), "reference path 'mla' is unknown: choose one of latent, latent_v, expanded"),
     ],
 )
 def test_errors(call, message: str) -> None:  # type: ignore[no-untyped-def]
