@@ -25,6 +25,7 @@ from harness.significance import (
     signed_rank_test,
 )
 from harness.stats import deviation
+from vkbackend.errors import DeviceError, InputError, LatentvkError
 
 LEVEL = 0.05  # false alarms in all metrics of a comparison together
 EFFECT = 0.02  # below it a difference is not worth a word
@@ -130,21 +131,25 @@ def _judge_times(base: Side, new: Side, rules: Rules, paired: bool, noise: dict[
     return [_timed(test, corrected.get(test), len(tests), rules, busy) for test in tests]
 
 
-def refusal(sides: Sequence[Side], findings: Sequence[Finding], rules: Rules) -> str:
-    """Why no time was judged, empty where one was: other programs kept the machine busy, or every metric is noisy."""
+def refusal(sides: Sequence[Side], findings: Sequence[Finding], rules: Rules) -> LatentvkError | None:
+    """Why no time was judged, as an error to raise: other programs kept the machine busy, every metric is noisy, or
+    none has repeats enough. None where one was judged, or there is none."""
     for side in sides:
         if side.busy is not None and side.busy > rules.busy:
-            return (
+            return DeviceError(
                 f"{side.label}: other programs kept {side.busy:.2f} processors busy while it was measured, expected at "
                 f"most {rules.busy:g}; measure again on a quiet machine, or allow more with --busy"
             )
-    judged = [finding for finding in findings if finding.timed and finding.verdict not in (FEW, GONE, MISSING, ADDED)]
-    if judged and all(finding.verdict == NOISY for finding in judged):
-        return (
-            f"the machine is too noisy to judge times: {judged[0].name} {judged[0].why}, expected at most "
+    timed = [finding for finding in findings if finding.timed and finding.verdict not in (GONE, MISSING, ADDED)]
+    noisy = [finding for finding in timed if finding.verdict == NOISY]
+    if any(finding.verdict not in (NOISY, FEW) for finding in timed) or not timed:
+        return None
+    if noisy:
+        return DeviceError(
+            f"the machine is too noisy to judge times: {noisy[0].name} {noisy[0].why}, expected at most "
             f"{rules.noise:.0%}; close other programs, or measure more repeats or turns"
         )
-    return ""
+    return InputError(f"no time can be judged: {timed[0].name} {timed[0].why}; measure more repeats (-r)")
 
 
 def noise_of(one: Side, other: Side) -> dict[str, float]:
@@ -206,7 +211,7 @@ def _timed(test: _Test, p: float | None, count: int, rules: Rules, busy: bool) -
         return replace(facts, verdict=NOISY, why="was measured beside other programs")
     if p is None:
         few, needed = min(len(test.base), len(test.new)), _needed(count, test.paired, rules)
-        return replace(facts, why=f"has {few}, {needed} tell apart {count} metrics")
+        return replace(facts, why=f"has {few}, expected {needed} to tell {count} metric{'s' * (count > 1)} apart")
     low, high = ratio_interval(test.base, test.new, test.paired, _SEED)
     facts = replace(facts, low=low, high=high, p=p, noise=test.noise)
     change = max(ratio, 1 / ratio) - 1

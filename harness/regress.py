@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from harness import options
-from vkbackend.errors import DeviceError, InputError
+from vkbackend.errors import InputError
 
 if TYPE_CHECKING:
     from harness.judging import Finding, Rules
@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     for base, new, findings in comparisons:
         why = refusal((base, new), findings, rules)
         if why and not args.exact_only:
-            raise DeviceError(why)
+            raise why
     return 0
 
 

@@ -151,7 +151,7 @@ def _notes(base: Side, new: Side, findings: Sequence[Finding], rules: Rules) -> 
         for finding in findings:
             if finding.verdict == verdict:
                 why.setdefault(finding.why, []).append(finding.name)
-        notes += [f"{verdict.capitalize()}: {', '.join(names)} {reason}." for reason, names in why.items()]
+        notes += [f"{verdict.capitalize()}: {_names(names)} {reason}." for reason, names in why.items()]
     equal = Counter(_kind(finding.name) for finding in findings if finding.verdict == EQUAL)
     if equal:
         parts = [f"{name} ({count})" for name, count in equal.items()]
@@ -161,6 +161,11 @@ def _notes(base: Side, new: Side, findings: Sequence[Finding], rules: Rules) -> 
         if one != other and one and other:
             notes.append(f"The {key} differs: {one} in BASE, {other} in NEW.")
     return notes
+
+
+def _names(names: Sequence[str]) -> str:
+    """'a', or 'each of a, b, c': what 'has' and 'differs' can follow."""
+    return names[0] if len(names) == 1 else f"each of {', '.join(names)}"
 
 
 def _kind(name: str) -> str:

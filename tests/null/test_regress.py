@@ -204,7 +204,12 @@ def test_a_certain_but_small_change_is_none() -> None:
 def test_few_repeats_say_that_nothing_can_be_judged() -> None:
     base, new = side({"a": [[1.0] * 3]}), side({"a": [[9.0] * 3]})
     found = judge(base, new, RULES)[0]
-    assert (found.verdict, found.why) == ("too few repeats", "has 3, 4 tell apart 1 metrics")
+    assert (found.verdict, found.why) == ("too few repeats", "has 3, expected 4 to tell 1 metric apart")
+    assert str(refusal((base, new), [found], RULES)) == (
+        "no time can be judged: a has 3, expected 4 to tell 1 metric apart; measure more repeats (-r)"
+    )
+    assert refusal((base, new), [replace(found, verdict="faster")], RULES) is None
+    assert refusal((base, new), [], RULES) is None
     # Metrics of single samples do not keep the others from being judged.
     singles = {f"s{i}": [[1.0]] for i in range(30)}
     base, new = side({"a": [near(1.0)], **singles}), side({"a": [near(1.2, seed=2)], **singles})
@@ -216,7 +221,7 @@ def test_scatter_among_the_repeats_of_a_single_run_is_noise() -> None:
     base, new = side({"a": [near(1.0, 0.03)]}), side({"a": [near(1.1, 0.03, seed=2)]})
     found = judge(base, new, RULES)[0]
     assert found.verdict == "too noisy" and found.noise is not None and 0.1 < found.noise < 0.3
-    assert refusal((base, new), [found], RULES) == (
+    assert str(refusal((base, new), [found], RULES)) == (
         f"the machine is too noisy to judge times: a differs by {found.noise:.1%} where the code is equal, expected at "
         "most 5%; close other programs, or measure more repeats or turns"
     )
