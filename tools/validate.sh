@@ -4,10 +4,11 @@ set -euo pipefail
 cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
 
 # Instrumented shaders compile several times slower. Left out is what runs no kernel that the others do not: the
-# commands, which run the same programs in processes of their own, and tests of failures, leaks, losses and time; and
-# the model of all tensor types, whose products with each type take minutes to compile (tests/device/helpers.py).
+# commands and the shader loop, which run the same programs in processes of their own, other tilings of the same kernels,
+# and tests of failures, leaks, losses and time; and the model of all tensor types, whose products with each type take
+# minutes to compile (tests/device/helpers.py).
 left_out=()
-for name in commands failures leaks loss time listing mixed_types; do
+for name in commands diagnose_run shader_bench watch tuned_sessions failures leaks loss time listing mixed_types; do
     left_out+=("--ignore=tests/device/test_$name.py")
 done
 
