@@ -20,7 +20,7 @@ from vkbackend.physical import DeviceInfo
 from vkbackend.tuning import SCHEMA, VERSION, load_tuning
 
 Entries = dict[str, tuple[str, dict[str, int]]]
-Session = Callable[[Entries], AbstractContextManager[Opened]]
+Session = Callable[..., AbstractContextManager[Opened]]
 
 
 @pytest.fixture
@@ -38,15 +38,15 @@ def write(path: Path, info: DeviceInfo, entries: Entries) -> None:
 
 @pytest.fixture
 def session(embedded: SmallModel, path: Path) -> Session:
-    """A session of the embedded model on the device opened anew, under a table of these entries."""
+    """A session of the embedded model on a path, on the device opened anew under a table of these entries."""
 
     @contextmanager
-    def opened(entries: Entries) -> Iterator[Opened]:
+    def opened(entries: Entries, of: str = "mla") -> Iterator[Opened]:
         write(path, embedded.device.info, entries)
         device = open_device(embedded.device.info.name)
         try:
             model = Model.load(embedded.gguf, device)
-            made = Opened(model, PATHS["mla"], 64, chunk=7)
+            made = Opened(model, PATHS[of], 64, chunk=7)
             yield made
             made.close()
             model.close()
@@ -76,7 +76,6 @@ def test_sessions_launch_what_is_stored_and_compute_the_same(embedded: SmallMode
     heads = f"attention {config.kv_lora}+{config.qk_rope} x {config.n_head} f16"
     entries[f"{heads} token"] = "attention_latent.comp", {"HEADS": 1, "TILE": 3, "SPLITS": 5}
     entries[f"{heads} chunk"] = "attention_latent.comp", {"HEADS": 2, "TILE": 4, "SPLITS": 1}
-    expected, tolerance = embedded.exact(PATHS["mla"])
     with session(entries) as tuned:
         launches = [launch for program in tuned.launches().values() for launch in program]
         files = set()
@@ -86,12 +85,38 @@ def test_sessions_launch_what_is_stored_and_compute_the_same(embedded: SmallMode
                 files.add(launch.kernel.file)
                 assert (launch.kernel.file, {n: launch.spec[n] for n in names}) in entries.values()
         assert files == {kernel for kernel, _ in entries.values()}
-        found = tuned.prompt(embedded.prompt, "all")
-        assert found is not None and np.abs(found - expected).max() <= tolerance
-        tuned.rewind(5)
-        for position, token in enumerate(embedded.prompt[5:15], start=5):
-            tuned.decode(token)
-            assert np.abs(tuned.last_logits() - expected[position]).max() <= tolerance
+        hold(tuned, embedded)
+
+
+def test_a_cache_taken_as_a_matrix_is_read_as_stored(embedded: SmallModel, session: Session) -> None:
+    """Keys and values of heads, of one token and of a chunk; the products with weights stay the usual ones."""
+    (other,) = {"matvec.comp", "matvec_rows.comp"} - {Tiling.choose(embedded.device, Q.F16, 1, "cache").kernel}
+    entries: Entries = {
+        purpose(Q.F16, 1, "cache"): (other, {"ROWS": 3}),
+        purpose(Q.F16, 2, "cache"): ("matmul.comp", {"ROWS": 1, "TOKENS": 3}),
+    }
+    with session(entries, "mha") as tuned:
+        launched = tuned.launches()
+        for program, (kernel, constants) in zip(("decode", "chunk"), entries.values(), strict=True):
+            for macro in ("ROWS_FROM_CACHE", "UNITS_FROM_CACHE"):
+                found = [launch for launch in launched[program] if macro in launch.kernel.macros]
+                assert len(found) == embedded.config.n_layer
+                for launch in found:
+                    assert (launch.kernel.file, {n: launch.spec[n] for n in constants}) == (kernel, constants)
+        weights = [launch.kernel.file for launch in launched["decode"] if launch.label.endswith("attn_output")]
+        assert weights and other not in weights
+        hold(tuned, embedded)
+
+
+def hold(tuned: Opened, embedded: SmallModel) -> None:
+    """Prompted and decoded, its logits are the reference's within the tolerance of its path."""
+    expected, tolerance = embedded.exact(tuned.path)
+    found = tuned.prompt(embedded.prompt, "all")
+    assert found is not None and np.abs(found - expected).max() <= tolerance
+    tuned.rewind(5)
+    for position, token in enumerate(embedded.prompt[5:15], start=5):
+        tuned.decode(token)
+        assert np.abs(tuned.last_logits() - expected[position]).max() <= tolerance
 
 
 def test_rows_of_a_tile_change_no_bit(embedded: SmallModel, session: Session) -> None:
