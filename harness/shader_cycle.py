@@ -18,6 +18,7 @@ from harness.oracles.client import Job, Verdict
 from harness.shader_row import Row, compile_row
 from harness.shader_variants import Variant
 from harness.shaders_check import Module, check_module
+from harness.stats import median
 from harness.timing.job import BenchJob, Timing
 from harness.timing.work import TIMED, amount
 from model.config import ModelConfig
@@ -29,9 +30,9 @@ from vkbackend.offline import OfflineCompiler
 COLUMNS = ("\u00b5s", "GB/s", "VGPR", "waves", "spill", "VALU/unit", "roofline %", "code")
 # Of a column's figures more is better for these, less for all others.
 HIGHER_IS_BETTER = ("waves", "roofline %", "GB/s")
-# A time of a few samples is told from another where they differ by more than this share of it: on a quiet lavapipe the
-# same kernel's quick times differed by up to 6% from save to save.
-TIME_NOISE = 0.1
+# Times are told apart where they differ by more than this share. Of 60 pairs of the same module, in turns of one run on
+# lavapipe on two shared cores, the most was 6.0%, and 95% were below 3.9%; from run to run times differed by 50%.
+TIME_NOISE = 0.06
 MEASURED = ("\u00b5s", "GB/s")
 
 
@@ -72,6 +73,7 @@ class Answer:
         row: the chip's statistics; None where they were not made.
         timing, moved: how long a launch took at the model's shape, and the bytes that it must move; None where it was
             not timed.
+        changes: its time over that of the module of the save before, and over the first one's, measured in turns.
         failures: of the chip's compiler and of timing, a line each.
         seconds: that all this took.
     """
@@ -82,6 +84,7 @@ class Answer:
     row: Row | None = None
     timing: Timing | None = None
     moved: float = 0.0
+    changes: tuple[float, float] = (1.0, 1.0)
     failures: tuple[str, ...] = ()
     seconds: float = 0.0
 
@@ -137,6 +140,7 @@ class Cycle:
     subgroup: int = 64
     seed: int = 0
     _sources: dict[str, frozenset[Path]] = field(default_factory=dict)
+    _modules: dict[str, tuple[bytes, bytes]] = field(default_factory=dict)  # the first one's, the last one's
 
     def affected(self, watched: Iterable[Watched], changed: frozenset[Path]) -> list[Watched]:
         """Those whose sources, as they are or as they were, hold a changed file. Forgets the sources read before."""
@@ -185,12 +189,20 @@ class Cycle:
     def _timed(self, answer: Answer, variant: Variant | None) -> Answer:
         if self.judge is None or self.config is None or variant is None or variant.launch.kernel.file not in TIMED:
             return answer
-        job = BenchJob.quick(variant, self.config)
+        now = variant.launch.kernel.spirv()
+        first, before = self._modules.get(answer.name, (now, now))
+        others = [module for module in dict.fromkeys((before, first)) if module != now]
+        job = BenchJob.quick(variant, self.config, others)
         try:
             timing = self.judge.time(job)
         except LatentvkError as error:
             return replace(answer, failures=(*answer.failures, str(error)))
-        return replace(answer, timing=timing, moved=amount(job).nbytes)
+        self._modules[answer.name] = first, now
+        # Of pairs of samples that stand side by side, since the machine's speed may change from one to the next.
+        own, changed = timing.samples[0], {now: 1.0}
+        for module, samples in zip(others, timing.samples[1:], strict=True):
+            changed[module] = median([a / b for a, b in zip(own, samples, strict=True)])
+        return replace(answer, timing=timing, moved=amount(job).nbytes, changes=(changed[before], changed[first]))
 
     def forget_oracles(self) -> None:
         """Let the next oracle be read anew: by a new process."""

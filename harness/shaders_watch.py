@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
             notes.append(f"no statistics: {reason}")
         watched = _watched(args, judge.info if judge else None, compile_for.info if compile_for else None)
         cycle = Cycle(judge, compile_for, find_chip(args.chip), get_preset(args.preset), args.subgroup, args.seed)
-        title = f"{len(watched)} variants in {SHADER_ROOT}"
+        title = f"{len(watched)} variant{'s' if len(watched) > 1 else ''} in {SHADER_ROOT}"
         title += f"; checked on {judge.info.name}" if judge else ""
         title += f"; statistics of {compile_for.info.name}, {compile_for.info.driver_version}" if compile_for else ""
         board = Board("\n".join([title, *notes]), [one.name for one in watched], _baseline(args, compile_for))

@@ -29,7 +29,6 @@ class Board:
     baseline: Mapping[str, Mapping[str, float]]
     answers: dict[str, Answer] = field(default_factory=dict)
     before: dict[str, dict[str, float]] = field(default_factory=dict)
-    first_times: dict[str, dict[str, float]] = field(default_factory=dict)
     waiting: set[str] = field(default_factory=set)
     status: str = ""
 
@@ -43,13 +42,7 @@ class Board:
         if last is not None and last.figures:
             self.before[answer.name] = last.figures
         self.answers[answer.name] = answer
-        if times := {column: value for column, value in answer.figures.items() if column in MEASURED}:
-            self.first_times.setdefault(answer.name, times)
         self.waiting.discard(answer.name)
-
-    def reference(self, name: str) -> dict[str, float]:
-        """What a variant's figures are held against: the baseline's, and the first times, as a baseline has none."""
-        return {**self.baseline.get(name, {}), **self.first_times.get(name, {})}
 
     @property
     def bad(self) -> list[Answer]:
@@ -153,26 +146,35 @@ def _figure(board: Board, answer: Answer, column: str) -> Text:
     value = answer.figures.get(column)
     if value is None:
         return Text("")
-    text, before = Text(_shown(value)), ""
-    for reference, form in ((board.before.get(answer.name), " {}"), (board.reference(answer.name), " ({})")):
-        if reference is None or column not in reference:
+    text, told = Text(_shown(value)), ""
+    for difference, form in zip(_differences(board, answer, column, value), (" {}", " ({})"), strict=True):
+        if difference is None:
             continue
-        shown = _difference(column, value, reference[column])
-        if shown != before:
-            better = (value > reference[column]) == (column in HIGHER_IS_BETTER)
+        sign, shown = difference
+        if shown != told:
+            better = (sign > 0) == (column in HIGHER_IS_BETTER)
             text.append(form.format(shown), style="dim" if shown == "=" else "green" if better else "red")
-        before = shown
+        told = shown
     return text
 
 
-def _difference(column: str, value: float, reference: float) -> str:
-    """Of measured figures in per cent, where it is more than their noise."""
+def _differences(board: Board, answer: Answer, column: str, value: float) -> list[tuple[float, str] | None]:
+    """From the save before and from the baseline: a sign, and as text. Of measured figures in per cent of the save
+    before and of the first one, where it is more than noise."""
     if column in MEASURED:
-        share = value / reference - 1
-        return "=" if abs(share) <= TIME_NOISE else f"{100 * share:+.0f}%"
-    if _shown(value) == _shown(reference):
-        return "="
-    return ("+" if value > reference else "-") + _shown(abs(value - reference))
+        if answer.name not in board.before:
+            return [None, None]
+        shares = [(1 / change if column in HIGHER_IS_BETTER else change) - 1 for change in answer.changes]
+        return [(share, "=" if abs(share) <= TIME_NOISE else f"{100 * share:+.0f}%") for share in shares]
+    found: list[tuple[float, str] | None] = []
+    for reference in (board.before.get(answer.name, {}), board.baseline.get(answer.name, {})):
+        if column not in reference:
+            found.append(None)
+            continue
+        was = reference[column]
+        sign = "+" if value > was else "-"
+        found.append((value - was, "=" if _shown(value) == _shown(was) else sign + _shown(abs(value - was))))
+    return found
 
 
 def _shown(value: float) -> str:

@@ -28,6 +28,7 @@ class Kernel:
         spec: names of the specialization constants 1, 2, ... (u32).
         push: names of the push constants in order (u32, or f32 when the value is a float).
         macros: preprocessor definitions, what a format or a fused variant is chosen by.
+        module: SPIR-V to run in place of what the file compiles to now, such as what it did before.
     """
 
     file: str
@@ -35,6 +36,7 @@ class Kernel:
     spec: tuple[str, ...] = ()
     push: tuple[str, ...] = ()
     macros: Mapping[str, str] = field(default_factory=dict)
+    module: bytes = field(default=b"", repr=False)
 
     def __post_init__(self) -> None:
         wrong = [access for _, access in self.bindings if access not in ACCESSES]
@@ -47,7 +49,7 @@ class Kernel:
 
     def spirv(self) -> bytes:
         """The compiled module."""
-        return compile_shader(self.file, self.macros)
+        return self.module or compile_shader(self.file, self.macros)
 
     def pack_spec(self, workgroup: int, values: Mapping[str, int]) -> NDArray[np.uint32]:
         """Specialization constants as u32, the workgroup's size first."""

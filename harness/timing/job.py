@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from harness.shader_variants import Variant
 from harness.stats import median
@@ -81,10 +81,12 @@ class BenchJob:
         )
 
     @classmethod
-    def quick(cls, variant: Variant, config: ModelConfig) -> BenchJob:
-        """The variant's own launch with few samples of few launches, for a loop that must not wait; its inputs exceed
-        only small caches. Take variants of a ``Shape`` of at most QUICK_BYTES."""
-        return cls.of(variant, config, repeats=3, sample_s=0.01, rotated_bytes=QUICK_BYTES)
+    def quick(cls, variant: Variant, config: ModelConfig, modules: Sequence[bytes] = ()) -> BenchJob:
+        """The variant's own launch, and the same of other ``modules``, with few samples of few launches, for a loop
+        that must not wait; its inputs exceed only small caches. Take variants of a ``Shape`` of at most QUICK_BYTES."""
+        launch = variant.launch
+        others = [replace(launch, kernel=replace(launch.kernel, module=module)) for module in modules]
+        return cls.of(variant, config, others, repeats=9, sample_s=0.015, rotated_bytes=QUICK_BYTES)
 
     @property
     def kernel(self) -> Kernel:

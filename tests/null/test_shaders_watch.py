@@ -82,28 +82,62 @@ def test_a_narrow_screen_leaves_out_the_last_columns() -> None:
     assert all(wider[: len(narrower)] == narrower for narrower, wider in pairwise(shown_columns))
 
 
-def timed(name: str, microseconds: float) -> Answer:
+def timed(name: str, microseconds: float, *changes: float) -> Answer:
     timing = Timing(((1e-6 * microseconds,),), (1,), 1, 1e6, False, "wall clock of submissions")
-    return Answer(name, Module(), Verdict(6, 0.1, ()), None, timing, moved=1e6)
+    return Answer(name, Module(), Verdict(6, 0.1, ()), None, timing, moved=1e6, changes=changes or (1.0, 1.0))
 
 
-def test_times_stand_with_the_share_that_they_changed_by_and_the_first_ones() -> None:
+def test_times_stand_with_the_share_that_they_changed_by() -> None:
+    """As measured in turns with the modules before, not as one run's times differ from another's."""
     board = Board("1 variant", ["a"], {"a": {"VGPR": 48}}, status="saved")
-    for microseconds in (1000.0, 1050.0, 700.0):
-        board.put(timed("a", microseconds))
-    names, _, row = shown(board)[1:4]
-    assert names.split() == ["variant", "check", "\u00b5s", "GB/s"]
-    assert " ".join(row.split()) == "a ok, 6 cases 700 -33% (-30%) 1.43 +50% (+43%)"
-    board.put(timed("a", 740.0))
-    assert " ".join(shown(board)[3].split()) == "a ok, 6 cases 740 = (-26%) 1.35 = (+35%)"  # 6% is noise
+    rows = []
+    for answer in (timed("a", 1000.0), timed("a", 2000.0), timed("a", 700.0, 0.7, 0.75), timed("a", 740.0, 1.05, 0.8)):
+        board.put(answer)
+        rows.append(" ".join(shown(board)[3].split()))
+    assert shown(board)[1].split() == ["variant", "check", "\u00b5s", "GB/s"]
+    assert rows == [
+        "a ok, 6 cases 1,000 1.00",
+        "a ok, 6 cases 2,000 = 0.500 =",
+        "a ok, 6 cases 700 -30% (-25%) 1.43 +43% (+33%)",
+        "a ok, 6 cases 740 = (-20%) 1.35 = (+25%)",  # 5% is noise
+    ]
 
 
-def test_times_after_a_failure_are_the_first_ones() -> None:
-    board = Board("1 variant", ["a"], {}, status="saved")
-    board.put(Answer("a", Module(), Verdict(1, 2.0, ("y[row 3] is 1, expected 2",))))
-    board.put(timed("a", 1000.0))
-    board.put(timed("a", 500.0))
-    assert board.reference("a")["\u00b5s"] == pytest.approx(1000.0)
+class Clock:
+    """A judge that finds all right and times modules by their lengths, at a speed that changes from pair to pair."""
+
+    def __init__(self) -> None:
+        self.jobs: list[BenchJob] = []
+
+    def judge(self, job: Job) -> Verdict:
+        return Verdict(1, 0.0, ())
+
+    def time(self, job: BenchJob) -> Timing:
+        self.jobs.append(job)
+        sizes = [len(choice.kernel.spirv()) for choice in job.choices]
+        samples = tuple(tuple(speed * size for speed in (1e-9, 2e-9, 3e-9)) for size in sizes)
+        return Timing(samples, (1,) * len(sizes), 1, 1e6, False, "wall clock of submissions")
+
+    def restart(self) -> None: ...
+
+    def give_up(self) -> None: ...
+
+
+def test_modules_are_timed_beside_those_of_the_saves_before(folder: Path) -> None:
+    clock = Clock()
+    cycle = Cycle(clock, None, None, get_preset("glm-4.7-flash"))
+    (watched,) = variants("moe_sum")
+    path, sizes = folder / "moe_sum.comp", []
+    text = path.read_text()
+    for more in ("", "", "float first = inversesqrt(weights[0]); ", "float second = sin(cos(weights[1])); "):
+        path.write_text(text.replace("void main() {", f"void main() {{ {more}"))
+        found = cycle.answer(watched)
+        assert found.wrong == ()
+        sizes.append(len(watched.variant.launch.kernel.spirv()))
+        before, first = sizes[-2:][0], sizes[0]
+        assert found.changes == (pytest.approx(sizes[-1] / before), pytest.approx(sizes[-1] / first))
+    assert len(set(sizes)) == 3
+    assert [len(job.choices) for job in clock.jobs] == [1, 1, 2, 3]
 
 
 def test_a_compile_error_takes_the_tables_place_once() -> None:
