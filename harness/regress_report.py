@@ -6,9 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from harness.judging import (
@@ -28,6 +26,7 @@ from harness.judging import (
 )
 from harness.metrics import Side
 from harness.report_tables import Grid, markdown_grid
+from harness.text_tables import plain_table
 from harness.units import bytes_text, rate_text, seconds_text
 
 SCHEMA, SCHEMA_VERSION = "latentvk.regress", 1
@@ -42,9 +41,8 @@ def show(comparisons: Sequence[Comparison], rules: Rules) -> None:
     console = Console(highlight=False)
     for base, new, findings in comparisons:
         console.print(Text(f"{new.model} on {new.device}", style="bold"), end="\n\n")
-        table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), collapse_padding=True, pad_edge=False, show_edge=False)
-        for name in _COLUMNS:
-            table.add_column(name, justify="left" if name in ("metric", "verdict") else "right", overflow="fold")
+        table = plain_table(*_COLUMNS, labels=1)
+        table.columns[-1].justify = "left"
         for finding in _worth_a_row(findings):
             *figures, verdict = cells(finding)
             table.add_row(*figures, Text(verdict, style=_STYLE.get(finding.verdict, "")))

@@ -6,13 +6,13 @@ Every predicted figure carries '≤' or '≥', as the model gives bounds; measur
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from rich import box
 from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
 from harness.results import BASE_PATH, TIMED, Record, Row, Table, ratios
 from harness.roofline import Peaks
+from harness.text_tables import plain_table
 from harness.units import bytes_text, decimal_bytes_text, rate_text, seconds_text, significant
 
 LINES_TITLE = "Seconds per decoded token as a straight line in context (B/token: its slope times the bandwidth):"
@@ -257,9 +257,7 @@ def _pieces(table: Table, console: Console) -> list[Grid]:
 
 
 def _rich_grid(grid: Grid) -> RichTable:
-    shown = RichTable(box=box.SIMPLE_HEAD, padding=(0, 1), collapse_padding=True, pad_edge=False, show_edge=False)
-    for index, column in enumerate(grid.columns):
-        shown.add_column(column, justify="left" if index < grid.labels else "right")
+    shown = plain_table(*grid.columns, labels=grid.labels, overflow="ellipsis")
     for index, row in enumerate(grid.rows):
         if index in grid.breaks:
             shown.add_section()

@@ -6,7 +6,6 @@ two in its constants, and a variant that both have gets both.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -18,7 +17,7 @@ from harness.oracles.client import Job, Verdict
 from harness.shader_row import Row, compile_row
 from harness.shader_variants import Variant
 from harness.shaders_check import Module, check_module
-from harness.stats import median
+from harness.significance import median_ratio
 from harness.timing.job import BenchJob, Timing
 from harness.timing.work import TIMED, amount
 from model.config import ModelConfig
@@ -75,7 +74,6 @@ class Answer:
             not timed.
         changes: its time over that of the module of the save before, and over the first one's, measured in turns.
         failures: of the chip's compiler and of timing, a line each.
-        seconds: that all this took.
     """
 
     name: str
@@ -86,7 +84,6 @@ class Answer:
     moved: float = 0.0
     changes: tuple[float, float] = (1.0, 1.0)
     failures: tuple[str, ...] = ()
-    seconds: float = 0.0
 
     @property
     def wrong(self) -> tuple[str, ...]:
@@ -165,7 +162,6 @@ class Cycle:
         Raises:
             DeviceError: the compiler or spirv-val is gone.
         """
-        started = time.perf_counter()
         shader.forget_sources()
         kernel, spec = watched.variant.launch.kernel, watched.variant.launch.spec
         try:
@@ -174,7 +170,7 @@ class Cycle:
         except InputError as error:
             module = Module(compiled=(str(error),))
         if module.wrong:
-            return Answer(watched.name, module, seconds=time.perf_counter() - started)
+            return Answer(watched.name, module)
         with ThreadPoolExecutor(1) as beside:
             compiled = beside.submit(self._statistics, watched.on_chip)
             verdict = None
@@ -184,7 +180,7 @@ class Cycle:
         answer = Answer(watched.name, module, verdict, row, failures=failures)
         if verdict is not None and not answer.wrong:  # by now nothing else runs
             answer = self._timed(answer, watched.on_device)
-        return replace(answer, seconds=time.perf_counter() - started)
+        return answer
 
     def _timed(self, answer: Answer, variant: Variant | None) -> Answer:
         if self.judge is None or self.config is None or variant is None or variant.launch.kernel.file not in TIMED:
@@ -201,7 +197,7 @@ class Cycle:
         # Of pairs of samples that stand side by side, since the machine's speed may change from one to the next.
         own, changed = timing.samples[0], {now: 1.0}
         for module, samples in zip(others, timing.samples[1:], strict=True):
-            changed[module] = median([a / b for a, b in zip(own, samples, strict=True)])
+            changed[module] = median_ratio(samples, own)
         return replace(answer, timing=timing, moved=amount(job).nbytes, changes=(changed[before], changed[first]))
 
     def forget_oracles(self) -> None:

@@ -33,6 +33,7 @@ _TILE = 8  # cache rows between two softmax updates, at most the smallest subgro
 # Most vec4s that a lane of a norm keeps, of 4 registers each, and as many for the weights. For 2048 numbers in one wave
 # RADV predicts 1,167 cycles on phoenix, for the loops 3,202; lavapipe, whose lanes would keep 64, is faster by loops.
 _MOST_HELD = 16
+TUNED = ("HEADS", "TILE", "SPLITS")  # the constants that a tuning says; a model's dimensions say the others
 MOST_SPLITS = 4096  # of a tuned shape: each has a sum of kv_lora numbers a head
 
 
@@ -91,11 +92,11 @@ def purpose(latent: int, rope: int, heads: int, kind: GGMLQuantizationType, toke
 
 def unfit(entry: Entry, heads: int, tokens: int, lanes: int) -> str:
     """Why the attention of ``heads`` heads cannot be launched so; "" where it can."""
-    of, expected = entry.constants, ("HEADS", "TILE", "SPLITS")
+    of = entry.constants
     if entry.kernel != kernels.ATTENTION_LATENT.file:
         return f"has the kernel {entry.kernel}, expected {kernels.ATTENTION_LATENT.file}"
-    if set(of) != set(expected):
-        return f"has the constants {', '.join(of) or 'none'}, expected {', '.join(expected)}"
+    if set(of) != set(TUNED):
+        return f"has the constants {', '.join(of) or 'none'}, expected {', '.join(TUNED)}"
     if of["HEADS"] < 1 or heads % of["HEADS"]:
         return f"has HEADS {of['HEADS']}, expected a divisor of {heads}"
     if not 1 <= of["TILE"] <= lanes:

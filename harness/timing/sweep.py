@@ -41,7 +41,7 @@ _CHOSEN = {  # the constants that a tuning says; a model's dimensions say the ot
     kernels.MATVEC.file: kernels.MATVEC.spec,
     kernels.MATVEC_ROWS.file: kernels.MATVEC_ROWS.spec,
     kernels.MATMUL.file: kernels.MATMUL.spec,
-    kernels.ATTENTION_LATENT.file: ("HEADS", "TILE", "SPLITS"),
+    kernels.ATTENTION_LATENT.file: attention.TUNED,
 }
 
 
