@@ -6,6 +6,7 @@ tuning table is not read unless LATENTVK_TUNING names one.
 """
 
 import os
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -38,6 +39,14 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     checks = os.environ["LATENTVK_VALIDATE"]
     if tests and checks:
         terminalreporter.write_line(f"validation ({checks}): {left} messages in {tests} device tests")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def interruptible() -> Iterator[None]:
+    """SIGINT interrupts tests and their children also where they run in the background of a shell that ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(autouse=True)
