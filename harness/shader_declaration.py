@@ -11,6 +11,7 @@ from vkbackend.reflection import Reflection
 # vkbackend.physical.require_usable asks of a device.
 CAPABILITIES = {
     1: "Shader",
+    46: "SampledBuffer",
     61: "GroupNonUniform",
     62: "GroupNonUniformVote",
     63: "GroupNonUniformArithmetic",
@@ -32,8 +33,8 @@ def _bindings(kernel: Kernel, found: Reflection) -> Iterator[str]:
         binding = module.pop((0, number), None)
         if binding is None:
             yield f"binding {number} ({name}) is declared and the module has none"
-        elif binding.descriptor != "storage buffer":
-            yield f"binding {number} ({name}) is a {binding.descriptor} in the module, expected a storage buffer"
+        elif binding.descriptor != (expected := "texel buffer" if name in kernel.texels else "storage buffer"):
+            yield f"binding {number} ({name}) is a {binding.descriptor} in the module, expected a {expected}"
         elif binding.access != access:
             yield f"binding {number} ({name}) is declared {access}, the module's {binding.name} is {binding.access}"
     for (group, number), binding in module.items():

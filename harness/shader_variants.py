@@ -20,9 +20,10 @@ from model.attention import norm_held
 from model.config import ModelConfig
 from model.launches import planned_launches
 from model.layout import CACHE_TYPES, PATHS, PLAIN_CACHE_TYPES, CacheLayout, Path
-from model.linear import NARROW_SUBGROUP, ROLES, purpose, usual
+from model.linear import ROLES, purpose, usual
 from model.mix import mix_types
 from model.tensors import SUPPORTED_TYPES, file_tensors
+from model.weights import NARROW_SUBGROUP
 from vkbackend import health, peaks, staging
 from vkbackend.errors import InputError
 from vkbackend.physical import DeviceInfo

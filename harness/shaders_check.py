@@ -119,6 +119,7 @@ def _info_without_device() -> DeviceInfo:
         subgroup_operations=0,
         features=(),
         max_storage_buffer_range=2**27,
+        max_texels=2**16,
         storage_buffer_alignment=256,
         max_allocation=2**30,
         max_buffer_size=None,

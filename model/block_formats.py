@@ -24,6 +24,12 @@ SCALE = {
     Q.TQ2_0: slice(64, 66),
 }
 
+# Types whose payload is whole pieces of 16 bytes, for which weights.glsl has an interleaved layout.
+PIECE = 16
+IN_PIECES = (Q.Q4_0, Q.Q8_0, Q.Q4_K, Q.Q5_K, Q.Q6_K)
+# Their order there, where it is not the file's: the one in which the format's shader reads them.
+PIECE_ORDER = {Q.Q6_K: (12, 0, 8, 1, 9, 2, 3, 4, 10, 5, 11, 6, 7)}
+
 _WITH_CODEBOOK = {
     Q.IQ1_S: _quants.IQ1_S,
     Q.IQ1_M: _quants.IQ1_M,

@@ -66,7 +66,7 @@ class Forward:
         scratch, embedding = self._scratch, self._weights.matrix("token_embd")
         for shard in embedding.shards:
             program.launch(
-                kernels.for_format(kernels.EMBED, embedding.kind),
+                kernels.for_format(kernels.EMBED, embedding.kind, embedding.interleaved),
                 {"weights": shard.buffer, "x": scratch["x"], "params": scratch["params"]},
                 (tokens, 1, 1),
                 push={

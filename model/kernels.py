@@ -140,9 +140,11 @@ def cache_kind(kernel: Kernel) -> GGMLQuantizationType:
     return GGMLQuantizationType[named[0]] if named else GGMLQuantizationType.F16
 
 
-def for_format(kernel: Kernel, kind: GGMLQuantizationType) -> Kernel:
-    """The kernel compiled for one weight format (``shaders/include/format_*.glsl``)."""
-    return kernel.variant(**{f"FORMAT_{kind.name.upper()}": "1"})
+def for_format(kernel: Kernel, kind: GGMLQuantizationType, interleaved: bool = False) -> Kernel:
+    """The kernel compiled for one weight format (``shaders/include/format_*.glsl``), with the blocks of a row one after
+    the other or ``interleaved`` with those of its neighbours (``shaders/include/weights.glsl``)."""
+    made = kernel.variant(**{f"FORMAT_{kind.name.upper()}": "1"})
+    return replace(made.variant(INTERLEAVED="1"), texels=("weights",)) if interleaved else made
 
 
 def weight_kind(kernel: Kernel) -> GGMLQuantizationType:

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from gguf import GGMLQuantizationType
 
 from model import kernels
-from model.weights import Shard, Weight
+from model.block_formats import IN_PIECES
+from model.weights import NARROW_SUBGROUP, Shard, Weight
 from vkbackend.buffer import Buffer
 from vkbackend.device import Device
 from vkbackend.kernel import Kernel
@@ -21,15 +22,14 @@ from vkbackend.tuning import Entry
 Q = GGMLQuantizationType
 
 # One token. Wide subgroups: matvec.comp, this many rows a subgroup (F32 has the most words a row, so fewer).
-# Narrow ones (lavapipe's 8): matvec_rows.comp, this many rows a lane: two share inputs, which pays where the units of a
-# block share its head, and costs more registers than there are where they do not (results/performance-log.md).
-NARROW_SUBGROUP = 16
+# Narrow ones (lavapipe's 8): matvec_rows.comp, this many rows a lane, which share the inputs: many pay where blocks are
+# read as texels; elsewhere most time goes into loading them lane by lane (results/performance-log.md).
 MATVEC_ROWS, MATVEC_ROWS_F32 = 4, 2
-LANE_ROWS, LANE_ROWS_SHARED_HEAD = 1, 2
-_SHARED_HEAD = (Q.Q4_K, Q.Q5_K)
-# A chunk: rows a lane by tokens of matmul.comp. On lavapipe 2 x 4 reaches 27 GFLOP/s for Q4_K, 2 x 16 only 22 and takes
-# five times as long to compile. RADV on phoenix predicts 22% less time a result for 2 x 8 than for 2 x 4, no spills.
-MATMUL_ROWS, MATMUL_TOKENS_NARROW, MATMUL_TOKENS_WIDE = 2, 4, 8
+LANE_ROWS, LANE_ROWS_IN_PIECES = 1, 8
+# A chunk: rows a lane by tokens of matmul.comp. On lavapipe 2 x 16 is slower than 2 x 4 and takes five times as long to
+# compile; 4 x 4 takes 0.86 of its time for Q4_K as texels. RADV on phoenix predicts 22% less time a result for 2 x 8
+# than for 2 x 4, no spills.
+MATMUL_NARROW, MATMUL_NARROW_IN_PIECES, MATMUL_WIDE = (2, 4), (4, 4), (2, 8)
 MOST_RESULTS = 64  # sums that a lane of a tuned tiling keeps; lavapipe compiles 256 for more than two minutes
 
 
@@ -101,11 +101,12 @@ def unfit(entry: Entry, tokens: int) -> str:
 
 def usual(kind: GGMLQuantizationType, tokens: int, lanes: int) -> Entry:
     """By subgroup width and token count; the constants above say why."""
+    narrow, in_pieces = lanes < NARROW_SUBGROUP, kind in IN_PIECES
     if tokens > 1:
-        each = MATMUL_TOKENS_NARROW if lanes < NARROW_SUBGROUP else MATMUL_TOKENS_WIDE
-        return Entry(kernels.MATMUL.file, {"ROWS": MATMUL_ROWS, "TOKENS": each})
-    if lanes < NARROW_SUBGROUP:
-        rows = LANE_ROWS_SHARED_HEAD if kind in _SHARED_HEAD else LANE_ROWS
+        rows, each = MATMUL_WIDE if not narrow else MATMUL_NARROW_IN_PIECES if in_pieces else MATMUL_NARROW
+        return Entry(kernels.MATMUL.file, {"ROWS": rows, "TOKENS": each})
+    if narrow:
+        rows = LANE_ROWS_IN_PIECES if in_pieces else LANE_ROWS
         return Entry(kernels.MATVEC_ROWS.file, {"ROWS": rows})
     return Entry(kernels.MATVEC.file, {"ROWS": MATVEC_ROWS_F32 if kind is Q.F32 else MATVEC_ROWS})
 
@@ -222,5 +223,5 @@ def _launch(
     push: dict[str, int | float],
     deep: bool = False,
 ) -> None:
-    made = kernels.for_format(kernel, weight.kind)
+    made = kernels.for_format(kernel, weight.kind, weight.interleaved)
     program.launch(made, buffers, grid, spec=spec, push=push, label=weight.name, deep=deep)

@@ -2,8 +2,9 @@
 
 A tensor is a stack of ``matrices`` (experts, heads; 1 for a plain matrix) of ``rows`` by ``columns``. Formats whose
 blocks are no whole number of 32-bit words are repacked: all payloads, then all scales. A format's codebook stands
-before its blocks. Plain rows are padded to units of 32 columns. What exceeds one binding is split, between matrices
-where there are several, else between rows; each part has its own codebook.
+before its blocks. Plain rows are padded to units of 32 columns. Devices with narrow subgroups get pieces of eight rows
+side by side where a format has pieces (shaders/include/weights.glsl). What exceeds one binding is split, between
+matrices where there are several, else between rows; each part has its own codebook.
 """
 
 from __future__ import annotations
@@ -16,15 +17,19 @@ import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from numpy.typing import NDArray
 
-from model.block_formats import PLAIN, SCALE, codebook, payload_bytes
+from model.block_formats import IN_PIECES, PIECE, PIECE_ORDER, PLAIN, SCALE, codebook, payload_bytes
 from model.gguf_file import drop_pages
 from model.layout import UNIT, whole_units
 from vkbackend.buffer import Buffer
 from vkbackend.device import Device
 from vkbackend.errors import DeviceError
 from vkbackend.memory import Use, buffer_limit
+from vkbackend.physical import DeviceInfo
 
 Q = GGMLQuantizationType
+# Subgroups of fewer lanes are narrow: a lane then takes rows of its own (matvec_rows.comp). lavapipe's have 8.
+NARROW_SUBGROUP = 16
+INTERLEAVED_ROWS = 8
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,7 @@ class Weight:
     columns: int
     shards: tuple[Shard, ...]
     stacked: bool  # shards are ranges of matrices; False: of the single matrix's rows
+    interleaved: bool = False
 
     @property
     def units(self) -> int:
@@ -78,17 +84,23 @@ def device_bytes(kind: GGMLQuantizationType, shape: tuple[int, ...]) -> int:
     return codebook(kind).size + -(-n_bytes // 4) * 4
 
 
+def interleaves(info: DeviceInfo, kind: GGMLQuantizationType, rows: int) -> bool:
+    """Whether a device gets matrices of ``rows`` of ``kind`` with the pieces of eight rows side by side."""
+    return info.subgroup_size < NARROW_SUBGROUP and kind in IN_PIECES and rows % INTERLEAVED_ROWS == 0
+
+
 def _split(
-    total: int, unit_bytes: int, limit: int, name: str, device: Device, fixed_bytes: int = 0
+    total: int, unit_bytes: int, limit: int, name: str, device: Device, fixed_bytes: int = 0, step: int = 1
 ) -> list[tuple[int, int]]:
-    """Ranges of at most ``limit`` bytes, of which ``fixed_bytes`` are spent on what every part carries."""
+    """Ranges of at most ``limit`` bytes, of which ``fixed_bytes`` are spent on what every part carries. But for the
+    last one they have a multiple of ``step`` items."""
     if fixed_bytes + total * unit_bytes <= limit:
         return [(0, total)]
-    each = (limit - fixed_bytes) // unit_bytes
+    each = (limit - fixed_bytes) // unit_bytes // step * step
     if each <= 0:
         raise DeviceError(
-            f"tensor {name} has slices of {fixed_bytes + unit_bytes} bytes; {device.info.name} binds at most {limit}: "
-            "use another --device"
+            f"tensor {name} has slices of {fixed_bytes + step * unit_bytes} bytes; "
+            f"{device.info.name} binds at most {limit}: use another --device"
         )
     return [(a, min(a + each, total)) for a in range(0, total, each)]
 
@@ -115,12 +127,16 @@ def _pieces(source: NDArray[np.uint8], item: int, each: int) -> Iterator[tuple[i
         done += len(items)
 
 
-def _write(buffer: Buffer, source: NDArray[np.uint8], kind: GGMLQuantizationType, columns: int) -> None:
+def _write(
+    buffer: Buffer, source: NDArray[np.uint8], kind: GGMLQuantizationType, columns: int, interleaved: bool = False
+) -> None:
     """Put ``source`` [..., rows, bytes of a row], in the device's layout, into a shard's buffer."""
     book, size = codebook(kind), GGML_QUANT_SIZES[kind][1]
     buffer.upload(book)
     width, padded = source.shape[-1], row_bytes(kind, columns)
-    if kind in SCALE:
+    if interleaved:
+        _write_interleaved(buffer, source, kind)
+    elif kind in SCALE:
         _write_apart(buffer, source, kind, book.size)
     elif width == padded:
         for first, part in _pieces(source, size, buffer.piece // size):
@@ -155,6 +171,27 @@ def _write_apart(buffer: Buffer, source: NDArray[np.uint8], kind: GGMLQuantizati
             target.view(f"V{width}")[:] = blocks["scale"]
 
 
+def _write_interleaved(buffer: Buffer, source: NDArray[np.uint8], kind: GGMLQuantizationType) -> None:
+    """By eight rows and block: their scales, where kept apart, then all rows' pieces in their order."""
+    size, payload = GGML_QUANT_SIZES[kind][1], payload_bytes(kind)
+    blocks, group = source.shape[-1] // size, INTERLEAVED_ROWS * source.shape[-1]
+    texel = np.dtype(np.complex128)  # 16 bytes that are moved as they are; NumPy moves a void of that size slower
+    apart = int(kind in SCALE)
+    for first, part in _pieces(source, group, max(1, buffer.piece // group)):
+        rows = part.reshape(len(part), INTERLEAVED_ROWS, blocks, size)
+        payloads = np.ascontiguousarray(rows[..., payload]) if apart else rows
+        pieces = payloads.view(texel).transpose(0, 2, 3, 1)  # [groups, blocks, pieces, rows]
+        with buffer.window(first * group, part.size) as target:
+            texels = target.view(texel).reshape(len(part), blocks, -1)
+            if apart:
+                scales = texels[..., :1].view(np.uint16)  # [groups, blocks, rows]
+                scales[:] = np.ascontiguousarray(rows[..., SCALE[kind]]).view(np.uint16)[..., 0].swapaxes(1, 2)
+            order = PIECE_ORDER.get(kind, range(pieces.shape[2]))
+            for place, index in enumerate(order):
+                at = apart + place * INTERLEAVED_ROWS
+                texels[..., at : at + INTERLEAVED_ROWS] = pieces[:, :, index]
+
+
 def stack_upload(
     device: Device, name: str, kind: GGMLQuantizationType, shape: tuple[int, ...], data: NDArray[np.uint8]
 ) -> Weight:
@@ -176,21 +213,26 @@ def stack_upload(
     payload = payload_bytes(kind)
     stacked = matrices > 1
     rows_each = rows if stacked else 1
+    interleaved = interleaves(device.info, kind, rows)
     total, limit = (matrices if stacked else rows), buffer_limit(device)
+    if interleaved:
+        limit = min(limit, PIECE * device.info.max_texels)
+    step = INTERLEAVED_ROWS if interleaved and not stacked else 1
     shards: list[Shard] = []
     try:
-        for first, end in _split(total, rows_each * device_row, limit, name, device, book):
+        for first, end in _split(total, rows_each * device_row, limit, name, device, book, step):
             n_rows = (end - first) * rows_each
             scale_base = (book + n_rows * (columns // block) * (payload.stop - payload.start)) // 4
             nbytes = book + n_rows * device_row
             buffer = Buffer(device, nbytes, f"{name}[{first}:{end}]", use=Use.WEIGHTS, zeroed=False)
             shards.append(Shard(buffer, first, end, scale_base))
             if device.keeps_data:
-                _write(buffer, source[first:end] if stacked else source[:, first:end], kind, columns)
+                part = source[first:end] if stacked else source[:, first:end]
+                _write(buffer, part, kind, columns, interleaved)
     except BaseException:
         _free(shards)
         raise
-    return Weight(name, kind, matrices, rows, columns, tuple(shards), stacked)
+    return Weight(name, kind, matrices, rows, columns, tuple(shards), stacked, interleaved)
 
 
 def _free(shards: list[Shard]) -> None:

@@ -7,7 +7,6 @@
 #define LANES_ALONG_ROW
 
 layout(local_size_x_id = 0) in;
-layout(binding = 0) readonly buffer Weights { uint weights[]; };
 layout(binding = 1) writeonly buffer Output { vec4 x[]; };
 #define PARAMS_BINDING 2
 #include "params.glsl"
@@ -20,7 +19,7 @@ layout(push_constant) uniform Push {
     uint width;      // elements of one output row
 };
 
-uint word(uint i) { return weights[i]; }
+#include "weights.glsl"
 #include "unit.glsl"
 #include "formats.glsl"
 
@@ -30,7 +29,7 @@ void main() {
     uint row = token_ids[token];
     if (row < row_first || row >= row_end) return;
     for (uint u = gl_SubgroupInvocationID; u < units; u += gl_SubgroupSize) {
-        Unit w = load_unit((row - row_first) * units + u);
+        Unit w = unit_of_row(block_at(row - row_first, units / UNITS_A_BLOCK), u);
         uint a = (token * width + column_a(u)) >> 2, b = (token * width + column_b(u)) >> 2;
         [[unroll]] for (uint i = 0u; i < 4u; i++) {
             if (column_a(u) + 4u * i < width) x[a + i] = w.da * w.q[i] - w.ma;

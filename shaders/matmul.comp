@@ -12,7 +12,6 @@ layout(local_size_x_id = 0) in;
 layout(constant_id = 1) const uint ROWS = 2;
 layout(constant_id = 2) const uint TOKENS = 8;
 
-layout(binding = 0) readonly buffer Weights { uint weights[]; };
 layout(binding = 1) readonly buffer Input { vec4 x[]; };
 layout(binding = 2) buffer Output { float y[]; };
 #define PARAMS_BINDING 3
@@ -27,7 +26,7 @@ layout(constant_id = 4) const uint X_DIVISOR = 1;              // pairs that sha
 #include "linear_push.glsl"
 #include "linear_extent.glsl"
 
-uint word(uint i) { return weights[i]; }
+#include "weights.glsl"
 #include "unit.glsl"
 #include "formats.glsl"
 
@@ -53,9 +52,10 @@ void main() {
     uint lane = gl_SubgroupInvocationID;
     uint last = live_rows() - 1u, end = live_units();
 
-    uint row_unit[ROWS];
+    uint row_block[ROWS];
     [[unroll]] for (uint r = 0u; r < ROWS; r++)
-        row_unit[r] = ((matrix - matrix_first) * rows + min(first + r * gl_SubgroupSize + lane, last)) * units;
+        row_block[r] = block_at((matrix - matrix_first) * rows + min(first + r * gl_SubgroupSize + lane, last),
+                                units / UNITS_A_BLOCK);
     uint x_base[TOKENS], y_base[TOKENS];
     [[unroll]] for (uint t = 0u; t < TOKENS; t++) {
         uint token = min(first_token + t, count - 1u);
@@ -72,19 +72,24 @@ void main() {
     float acc[ROWS * TOKENS];
     [[unroll]] for (uint i = 0u; i < ROWS * TOKENS; i++) acc[i] = 0.0;
     uint part = lane & 7u;
-    for (uint u = 0u; u < end; u++) {
-        vec4 w[ROWS * 8u];
-        [[unroll]] for (uint r = 0u; r < ROWS; r++) {
-            Unit unit = load_unit(row_unit[r] + u);
-            [[unroll]] for (uint i = 0u; i < 4u; i++) {
-                w[r * 8u + i] = unit.da * unit.q[i] - unit.ma;
-                w[r * 8u + 4u + i] = unit.db * unit.q[4u + i] - unit.mb;
+    for (uint b = 0u; b * UNITS_A_BLOCK < end; b++) {
+        Head head[ROWS];
+        [[unroll]] for (uint r = 0u; r < ROWS; r++) head[r] = load_head(row_block[r] + b * NEXT_BLOCK);
+        for (uint i = 0u; i < UNITS_A_BLOCK; i++) {
+            uint u = b * UNITS_A_BLOCK + i;
+            vec4 w[ROWS * 8u];
+            [[unroll]] for (uint r = 0u; r < ROWS; r++) {
+                Unit unit = load_unit(head[r], row_block[r] + b * NEXT_BLOCK, i);
+                [[unroll]] for (uint k = 0u; k < 4u; k++) {
+                    w[r * 8u + k] = unit.da * unit.q[k] - unit.ma;
+                    w[r * 8u + 4u + k] = unit.db * unit.q[4u + k] - unit.mb;
+                }
             }
-        }
-        uint column = (part < 4u ? column_a(u) : column_b(u)) / 4u + (part & 3u);
-        [[unroll]] for (uint t = 0u; t < TOKENS; t++) {
-            vec4 mine = x[x_base[t] + column];
-            STEP(0) STEP(1) STEP(2) STEP(3) STEP(4) STEP(5) STEP(6) STEP(7)
+            uint column = (part < 4u ? column_a(u) : column_b(u)) / 4u + (part & 3u);
+            [[unroll]] for (uint t = 0u; t < TOKENS; t++) {
+                vec4 mine = x[x_base[t] + column];
+                STEP(0) STEP(1) STEP(2) STEP(3) STEP(4) STEP(5) STEP(6) STEP(7)
+            }
         }
     }
     [[unroll]] for (uint r = 0u; r < ROWS; r++) {

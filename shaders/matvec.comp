@@ -12,7 +12,6 @@
 layout(local_size_x_id = 0) in;
 layout(constant_id = 1) const uint ROWS = 8;
 
-layout(binding = 0) readonly buffer Weights { uint weights[]; };
 layout(binding = 1) readonly buffer Input { vec4 x[]; };
 layout(binding = 2) buffer Output { float y[]; };
 #ifdef CHOSEN
@@ -26,7 +25,7 @@ layout(binding = 3) readonly buffer Experts { uint expert_of[]; };
 #include "linear_push.glsl"
 #include "linear_extent.glsl"
 
-uint word(uint i) { return weights[i]; }
+#include "weights.glsl"
 #include "unit.glsl"
 #include "formats.glsl"
 
@@ -57,7 +56,7 @@ void main() {
         }
         float sum_a = dot(ones_a, vec4(1.0)), sum_b = dot(ones_b, vec4(1.0));
         [[unroll]] for (uint r = 0u; r < ROWS; r++) {
-            Unit w = load_unit((row_base + min(first + r, last)) * units + u);
+            Unit w = unit_of_row(block_at(row_base + min(first + r, last), units / UNITS_A_BLOCK), u);
             vec4 pa = w.q[0] * a[0], pb = w.q[4] * b[0];
             [[unroll]] for (uint i = 1u; i < 4u; i++) { pa += w.q[i] * a[i]; pb += w.q[4u + i] * b[i]; }
             acc[r] += w.da * dot(pa, vec4(1.0)) - w.ma * sum_a + w.db * dot(pb, vec4(1.0)) - w.mb * sum_b;

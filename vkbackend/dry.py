@@ -62,6 +62,10 @@ class _Companion:
     def creating(self, what: str) -> Iterator[None]:
         yield
 
+    @contextmanager
+    def texel_bindings(self, bindings: int) -> Iterator[None]:
+        yield
+
     def prefer_memory(self, flags: int) -> None:
         """No memory is chosen."""
 

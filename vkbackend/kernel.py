@@ -27,6 +27,7 @@ class Kernel:
         bindings: (name, access) in binding order; access is "r", "w" or "rw".
         spec: names of the specialization constants 1, 2, ... (u32).
         push: names of the push constants in order (u32, or f32 when the value is a float).
+        texels: names of the bindings that the shader reads as a buffer of texels (``usamplerBuffer``, 16 bytes each).
         macros: preprocessor definitions, what a format or a fused variant is chosen by.
         module: SPIR-V to run in place of what the file compiles to now, such as what it did before.
     """
@@ -36,6 +37,7 @@ class Kernel:
     spec: tuple[str, ...] = ()
     push: tuple[str, ...] = ()
     macros: Mapping[str, str] = field(default_factory=dict)
+    texels: tuple[str, ...] = ()
     module: bytes = field(default=b"", repr=False)
 
     def __post_init__(self) -> None:
@@ -46,6 +48,11 @@ class Kernel:
     def variant(self, **macros: str) -> Kernel:
         """The same kernel with more macros defined."""
         return replace(self, macros={**self.macros, **macros})
+
+    @property
+    def texel_bindings(self) -> int:
+        """The numbers of the bindings in ``texels``, bit i for binding i."""
+        return sum(1 << number for number, (name, _) in enumerate(self.bindings) if name in self.texels)
 
     def spirv(self) -> bytes:
         """The compiled module."""

@@ -20,7 +20,7 @@ from vkbackend.reflection import reflect
 TIMEOUT_S = 300.0  # of one pipeline; the slowest here takes seconds
 _ICD = "radeon_icd*.json"
 _FOLDERS = ("/etc/vulkan/icd.d", "/usr/local/share/vulkan/icd.d", "/usr/share/vulkan/icd.d")
-_STORAGE_BUFFER, _UNIFORM_BUFFER, _SAMPLED_IMAGE = 7, 6, 2  # VkDescriptorType
+_DESCRIPTOR_TYPES = {"storage buffer": 7, "uniform buffer": 6, "texel buffer": 4, "other": 2}  # other: sampled images
 
 
 @dataclass(frozen=True)
@@ -113,8 +113,7 @@ class OfflineCompiler(ChildClient):
         found = reflect(module, name)
         if any(binding.set for binding in found.bindings):
             raise InputError(f"{name}: uses descriptor sets besides 0, expected only that one; bind all there")
-        kinds = {"storage buffer": _STORAGE_BUFFER, "uniform buffer": _UNIFORM_BUFFER, "other": _SAMPLED_IMAGE}
-        bindings = tuple((binding.number, kinds[binding.descriptor]) for binding in found.bindings)
+        bindings = tuple((binding.number, _DESCRIPTOR_TYPES[binding.descriptor]) for binding in found.bindings)
         request = Request(module, found.entry, bindings, found.push_bytes, dict(spec or {}), subgroup, disassemble)
         try:
             answer = self._child.ask(request)

@@ -116,6 +116,7 @@ class DeviceInfo:
     subgroup_operations: int  # VkSubgroupFeatureFlags that compute shaders may use
     features: tuple[str, ...]  # what the device supports of the features that latentvk knows how to use
     max_storage_buffer_range: int
+    max_texels: int  # of a texel buffer
     storage_buffer_alignment: int  # of an offset into a buffer where a binding begins
     max_allocation: int
     max_buffer_size: int | None  # None where VK_KHR_maintenance4 is missing: no limit is stated
@@ -289,6 +290,7 @@ def _describe(vk: Any, raw: Any, handle: Any, index: int) -> DeviceInfo:
         subgroup_operations=int(subgroup.supportedOperations) if subgroup and in_compute else 0,
         features=features,
         max_storage_buffer_range=int(limits.maxStorageBufferRange),
+        max_texels=int(limits.maxTexelBufferElements),
         storage_buffer_alignment=int(limits.minStorageBufferOffsetAlignment),
         max_allocation=int(third.maxMemoryAllocationSize) if third else 2**30,  # the least that Vulkan 1.1 promises
         max_buffer_size=int(fourth.maxBufferSize) if fourth else None,

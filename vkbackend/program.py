@@ -161,13 +161,14 @@ class Program:
 
     def _algorithm(self, launch: Launch) -> Any:
         kernel = launch.kernel
-        return self.device.manager.algorithm(
-            [launch.buffers[name].tensor for name, _ in kernel.bindings],
-            kernel.spirv(),
-            list(launch.grid),
-            kernel.pack_spec(self.device.subgroup_size, launch.spec),
-            kernel.pack_push(launch.push),
-        )
+        with self.device.companion.texel_bindings(kernel.texel_bindings):
+            return self.device.manager.algorithm(
+                [launch.buffers[name].tensor for name, _ in kernel.bindings],
+                kernel.spirv(),
+                list(launch.grid),
+                kernel.pack_spec(self.device.subgroup_size, launch.spec),
+                kernel.pack_push(launch.push),
+            )
 
     def _sequence(self, recorded: _Recorded, pieces: Iterable[Piece], timestamps: int = 0) -> Any:
         """One submission of these pieces; a launch's barrier stands before its first piece only."""

@@ -21,15 +21,16 @@ _NAME, _MEMBER_NAME, _DECORATE, _MEMBER_DECORATE = 5, 6, 71, 72
 _CAPABILITY, _CONSTANT, _VARIABLE, _COMPOSITE = 17, 43, 59, (44, 51)
 _SPEC_CONSTANTS = (48, 49, 50)  # true, false, of a number
 _TYPE_SCALARS, _TYPE_VECTOR, _TYPE_MATRIX, _TYPE_ARRAY, _TYPE_RUNTIME_ARRAY = (20, 21, 22), 23, 24, 28, 29
-_TYPE_STRUCT, _TYPE_POINTER, _TYPE_IMAGES = 30, 32, range(25, 28)
+_TYPE_STRUCT, _TYPE_POINTER = 30, 32
 _SPEC_ID, _BUFFER_BLOCK, _ARRAY_STRIDE, _MATRIX_STRIDE, _BUILT_IN = 1, 3, 6, 7, 11
 _NON_WRITABLE, _NON_READABLE, _BINDING, _SET, _OFFSET = 24, 25, 33, 34, 35
 _WORKGROUP_SIZE = 25  # BuiltIn
 _LOCAL_SIZE, _LOCAL_SIZE_ID = 17, 38
 _UNIFORM, _PUSH_CONSTANT, _STORAGE_BUFFER = 2, 9, 12
 _GL_COMPUTE = 5
+_TYPE_IMAGE, _TYPE_SAMPLED_IMAGE, _DIM_BUFFER, _SAMPLED = 25, 27, 5, 1
 
-DESCRIPTORS = ("storage buffer", "uniform buffer", "other")
+DESCRIPTORS = ("storage buffer", "uniform buffer", "texel buffer", "other")
 
 
 @dataclass(frozen=True)
@@ -186,13 +187,23 @@ def _bindings(found: _Module) -> Iterator[Binding]:
             descriptor = "storage buffer"
         elif storage == _UNIFORM:
             descriptor = "uniform buffer"
+        elif _is_texel_buffer(found, kind):
+            descriptor = "texel buffer"
         yield Binding(
             decorations.get(_SET, 0),
             decorations[_BINDING],
             found.names.get(kind, "") or found.names.get(variable, ""),
             descriptor,
-            _access(found, kind, decorations),
+            "r" if descriptor == "texel buffer" else _access(found, kind, decorations),
         )
+
+
+def _is_texel_buffer(found: _Module, kind: int) -> bool:
+    """Whether the type is a buffer of texels that is only sampled (a uniform texel buffer)."""
+    opcode, operands = found.types[kind]
+    if opcode == _TYPE_SAMPLED_IMAGE:
+        return _is_texel_buffer(found, operands[0])
+    return opcode == _TYPE_IMAGE and operands[1] == _DIM_BUFFER and operands[5] == _SAMPLED
 
 
 def _access(found: _Module, kind: int, decorations: dict[int, int]) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from model.scratch import SLACK
+from model.weights import INTERLEAVED_ROWS
 from vkbackend.buffer import Buffer
 from vkbackend.dry import DryDevice
 from vkbackend.kernel import Kernel
@@ -39,6 +40,11 @@ class Target:
 
     def has(self, macro: str) -> bool:
         return macro in self.kernel.macros
+
+    def fitting_rows(self, rows: int) -> int:
+        """At least ``rows``: as many as its weights' layout takes, so that a tensor of them is stored in it."""
+        step = INTERLEAVED_ROWS if self.has("INTERLEAVED") else 1
+        return -(-rows // step) * step
 
 
 @dataclass(frozen=True, eq=False)

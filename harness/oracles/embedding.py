@@ -107,7 +107,7 @@ def rows_case(
         push = {"units": weight.units, "scale_base": shard.scale_base, "width": columns}
         push |= {"row_first": shard.first, "row_end": shard.end}
         buffers = {"weights": shard.buffer, "x": out, "params": params}
-        draft.launch(kernels.for_format(kernels.EMBED, kind), buffers, (len(ids), 1, 1), push=push)
+        draft.launch(kernels.for_format(kernels.EMBED, kind, weight.interleaved), buffers, (len(ids), 1, 1), push=push)
     with np.errstate(all="ignore"):  # gguf-py multiplies infinities and zeros without a word
         values = np.asarray(dequantize(data, kind)).reshape(rows, columns).astype(np.float32)
     expected = np.full((len(ids), columns), CANARY)
@@ -121,9 +121,11 @@ def cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
     kind = weight_kind(target.kernel)
     block = GGML_QUANT_SIZES[kind][0]
     wide = 256 * int(rng.integers(2, 6))
-    yield rows_case(target.info, rng, kind, 37, wide, rng.permutation(37))
-    yield rows_case(target.info, rng, kind, 1, max(block, 32), np.zeros(1, np.int64))
-    yield rows_case(target.info, rng, kind, 9, 256, np.array([8, 0, 3, 3, 1]), n_tokens=3)
-    yield rows_case(target.info, rng, kind, 45, 256, np.arange(45), shards=3)
+    rows = target.fitting_rows(37)
+    yield rows_case(target.info, rng, kind, rows, wide, rng.permutation(rows))
+    yield rows_case(target.info, rng, kind, target.fitting_rows(1), max(block, 32), np.zeros(1, np.int64))
+    yield rows_case(target.info, rng, kind, target.fitting_rows(9), 256, np.array([8, 0, 3, 3, 1]), n_tokens=3)
+    rows = target.fitting_rows(45)
+    yield rows_case(target.info, rng, kind, rows, 256, np.arange(rows), shards=3)
     for columns in (4, 24, 100) if kind in PLAIN else ():
         yield rows_case(target.info, rng, kind, 9, columns, np.array([8, 0, 3, 3]))

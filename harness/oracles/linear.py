@@ -265,18 +265,20 @@ def _product_cases(target: Target, rng: np.random.Generator, kind: Q, tiling: Ti
     info, block = target.info, max(32, GGML_QUANT_SIZES[kind][0])
     chunk = 1 if tiling.tokens == 1 else tiling.tokens + 3
     drawn = int(rng.integers(2, 3 * tiling.rows + 9)), block * int(rng.integers(1, 1280 // block + 1))
-    for shape in ((1, block), (tiling.rows + 1, 512), (2 * tiling.rows + 3, 1280), drawn):
-        yield product_case(info, rng, kind, shape, tiling, capacity=chunk)
-    yield product_case(info, rng, kind, (5, 21, 256), tiling, capacity=chunk, accumulate=True)
-    rows = 67 * GGML_QUANT_SIZES[kind][1] * 256 // GGML_QUANT_SIZES[kind][0]
-    yield product_case(info, rng, kind, (67, 256), tiling, capacity=chunk, limit=rows // 3)
-    stack = 5 * 19 * GGML_QUANT_SIZES[kind][1] * 256 // GGML_QUANT_SIZES[kind][0]
-    yield product_case(info, rng, kind, (19, 5, 256), tiling, capacity=chunk, limit=stack // 2 + 1)
+    for rows, columns in ((1, block), (tiling.rows + 1, 512), (2 * tiling.rows + 3, 1280), drawn):
+        yield product_case(info, rng, kind, (target.fitting_rows(rows), columns), tiling, capacity=chunk)
+    rows = target.fitting_rows(21)
+    yield product_case(info, rng, kind, (5, rows, 256), tiling, capacity=chunk, accumulate=True)
+    rows, row = target.fitting_rows(67), GGML_QUANT_SIZES[kind][1] * 256 // GGML_QUANT_SIZES[kind][0]
+    yield product_case(info, rng, kind, (rows, 256), tiling, capacity=chunk, limit=rows * row // 3)
+    rows = target.fitting_rows(5)
+    yield product_case(info, rng, kind, (19, rows, 256), tiling, capacity=chunk, limit=rows * 19 * row // 2 + 1)
     for columns in (4, 24, 100) if kind in PLAIN else ():
         yield product_case(info, rng, kind, (6, 13, columns), tiling, capacity=chunk)
     if chunk > 1:
+        rows = target.fitting_rows(33)
         for n_tokens in (1, tiling.tokens, tiling.tokens + 1):
-            yield product_case(info, rng, kind, (33, 256), tiling, capacity=chunk, n_tokens=n_tokens)
+            yield product_case(info, rng, kind, (rows, 256), tiling, capacity=chunk, n_tokens=n_tokens)
 
 
 def _routed_cases(target: Target, rng: np.random.Generator, kind: Q, tiling: Tiling) -> Iterator[Case]:
@@ -285,15 +287,16 @@ def _routed_cases(target: Target, rng: np.random.Generator, kind: Q, tiling: Til
     capacity = 1 if single else target.spec["CAPACITY"]
     divisor = 3 if single else target.spec["X_DIVISOR"]  # 1: an input for each slot
     used = divisor if divisor > 1 else 3
-    row = 21 * 256 // GGML_QUANT_SIZES[kind][0] * GGML_QUANT_SIZES[kind][1]
-    for routing, experts, limit in (("random", 11, 0), ("all the same", 7, 0), ("random", 11, 8 * row)):
+    rows = target.fitting_rows(21)
+    matrix = rows * 256 // GGML_QUANT_SIZES[kind][0] * GGML_QUANT_SIZES[kind][1]
+    for routing, experts, limit in (("random", 11, 0), ("all the same", 7, 0), ("random", 11, 8 * matrix)):
         for shared in (True, False) if single else (divisor > 1,):
             n_tokens = 1 if single else int(rng.integers(2, min(capacity, 12) + 1)) if capacity > 1 else 1
             yield routed_case(
                 target.info,
                 rng,
                 kind,
-                (experts, 21, 256),
+                (experts, rows, 256),
                 tiling,
                 capacity=capacity,
                 n_tokens=n_tokens,
@@ -310,7 +313,7 @@ def _routed_cases(target: Target, rng: np.random.Generator, kind: Q, tiling: Til
             target.info,
             rng,
             kind,
-            (experts, rows, 256),
+            (experts, target.fitting_rows(rows), 256),
             tiling,
             capacity=capacity,
             n_tokens=n_tokens,

@@ -2,14 +2,18 @@
 // 0..15, high ones 16..31.
 // On the device: 4 words a block; from word `scale_base` on all d, packed halves.
 #include "columns_in_order.glsl"
+#define PIECES 1u
+#define SCALE_APART
+#include "pieces.glsl"
 Unit load_unit(uint g) {
     Unit r;
+    r.da = scale_apart(g); r.ma = 0.0;
+    uvec4 nibbles = piece(g, 0u);
     [[unroll]] for (uint i = 0u; i < 4u; i++) {
-        uint w = word(g * 4u + i) ^ 0x88888888u; // q - 8 in four bits, signed
+        uint w = nibbles[i] ^ 0x88888888u; // q - 8 in four bits, signed
         r.q[i] = signed_fields(w, 0, 4);
         r.q[4u + i] = signed_fields(w, 4, 4);
     }
-    r.da = packed_half(scale_base, g); r.ma = 0.0;
     r.db = r.da; r.mb = 0.0;
     return r;
 }

@@ -63,6 +63,12 @@ Unit load_unit(uint g) {
 }
 #else
 #define UNITS_A_BLOCK 1u
-uvec4 load_head(uint block) { return uvec4(0u); }
-Unit load_unit(uvec4 head, uint block, uint i) { return load_unit(block); }
+Head load_head(uint block) { return Head(uvec4(0u), 0.0); }
+Unit load_unit(Head head, uint block, uint i) { return load_unit(block); }
 #endif
+
+// Unit u of the row whose first block that is.
+Unit unit_of_row(uint first_block, uint u) {
+    uint block = first_block + u / UNITS_A_BLOCK * NEXT_BLOCK;
+    return load_unit(load_head(block), block, u % UNITS_A_BLOCK);
+}

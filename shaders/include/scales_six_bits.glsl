@@ -6,8 +6,8 @@ uint column_b(uint u) { return column_a(u) + 32u; }
 
 #define UNITS_A_BLOCK 8u
 
-// The block that begins at that word: f16 d and dmin, then the 12 bytes.
-uvec4 head_at(uint at) { return shared_words(at, at + 1u, at + 2u, at + 3u); }
+// A block's first piece: f16 d and dmin, then the 12 bytes.
+Head load_head(uint block) { return Head(shared_piece(block, 0u), 0.0); }
 
 // A chunk's scales and minima. Sub-blocks 0..3 keep six bits in bytes 0..3 (scale) and 4..7 (minimum); sub-blocks 4..7
 // keep their low four bits in bytes 8..11 and their high two in the top of bytes 0..7.

@@ -9,9 +9,13 @@ struct Unit {
     float da, ma, db, mb;
 };
 
-// A format whose units share words of their block may define instead, with UNITS_A_BLOCK,
-//   uvec4 load_head(uint block)                      what the units of a block of the buffer share
-//   Unit load_unit(uvec4 head, uint block, uint i)   unit i of that block
+// A format whose units share words of their block, or that is read by pieces, defines instead, with UNITS_A_BLOCK,
+//   Head load_head(uint block)                      what the units of a block of the buffer share
+//   Unit load_unit(Head head, uint block, uint i)   unit i of that block
+struct Head {
+    uvec4 words;
+    float d;
+};
 
 // Fields of `bits` bits that begin at bit `at` of each of four bytes.
 vec4 signed_fields(uint w, int at, int bits) {
@@ -39,6 +43,7 @@ uint negate_bytes(uint w, uint bits) {
 // Eight sign bits of which the file keeps seven: their number is even.
 uint even_signs(uint seven) { return seven | uint(bitCount(seven)) << 7; }
 
+#ifndef INTERLEAVED
 // Half-precision number i of a region of packed halves that starts at word `base`.
 float packed_half(uint base, uint i) {
     vec2 pair = unpackHalf2x16(word(base + (i >> 1)));
@@ -60,3 +65,4 @@ uvec4 shared_words(uint a, uint b, uint c, uint d) {
     return uvec4(word(a), word(b), word(c), word(d));
 #endif
 }
+#endif

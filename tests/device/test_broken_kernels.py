@@ -65,10 +65,10 @@ def edit(path: Path, old: str, new: str) -> None:
 # What is changed, in which file, and what must be said of it: the case and the first element.
 BREAKS = {
     "a scale that is a little too large": (
-        "include/format_q8_0.glsl",
+        "include/format_q5_0.glsl",
         "r.da = packed_half(scale_base, g);",
         "r.da = 1.0001 * packed_half(scale_base, g);",
-        "embed q8_0",
+        "embed q5_0",
         "37 x ",
         "x[token 0, column 0] is ",
     ),
@@ -138,10 +138,10 @@ def test_a_broken_kernel_is_found(folder: Path, name: str, capsys: pytest.Captur
 
 def test_a_wrong_product_is_found_in_every_form(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A minimum that the format has not: only its variants fail, each at a product's first row."""
-    edit(folder / "include" / "format_q4_0.glsl", "r.mb = 0.0;", "r.mb = 0.001 * r.da;")
-    assert main(["shaders", "check", "matvec_rows q4_0 rows=1", "matvec q4_0 rows=4", "matvec q8_0 rows=4"]) == 1
+    edit(folder / "include" / "format_q5_0.glsl", "r.mb = 0.0;", "r.mb = 0.001 * r.da;")
+    assert main(["shaders", "check", "matvec_rows q5_0 rows=1", "matvec q5_0 rows=4", "matvec q5_1 rows=4"]) == 1
     out = capsys.readouterr().out
-    assert "ok    matvec q8_0 rows=4: " in out
+    assert "ok    matvec q5_1 rows=4: " in out
     assert out.count("FAIL") == 2 and out.count("y[token 0, matrix 0, row 0] is ") >= 2
     assert "\n2 of 3 variants fail, " in out
 

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from gguf import GGMLQuantizationType
 
+from model import kernels
 from tests.device.helpers import fetch, upload
 from vkbackend.buffer import Buffer
 from vkbackend.companion import loading
@@ -77,7 +79,7 @@ def test_a_library_that_is_missing_or_older_stops_the_opening(monkeypatch: pytes
             with pytest.raises(DeviceError) as caught:
                 open_device()
             assert str(caught.value) == (
-                "the companion layer liblatentvk_companion.so has interface 1; expected 99: "
+                "the companion layer liblatentvk_companion.so has interface 2; expected 99: "
                 "install latentvk again (make setup)"
             )
     finally:
@@ -138,6 +140,34 @@ def test_a_failed_allocation_names_its_call() -> None:
     failures = sum(heap.failures for heap in device.companion.heaps())
     assert failures == 2  # the second call, and the allocation that follows a buffer that was not created
     Buffer(device, 4096, "b", host=True).free()
+    device.close()
+
+
+def test_a_failed_view_of_texels_is_an_error_and_leaves_nothing() -> None:
+    device = open_device()
+    kernel = kernels.for_format(kernels.EMBED, GGMLQuantizationType.Q8_0, interleaved=True)
+    buffers = {name: upload(device, np.zeros(256, np.float32)) for name, _ in kernel.bindings}
+    before, failed = device.companion.objects(), []
+    for n in range(1, 20):
+        program = Program(device, "embed")
+        push = dict.fromkeys(kernel.push, 0)
+        program.launch(kernel, buffers, (1, 1, 1), push=push)
+        device.companion.fail_call(n)
+        try:
+            program._recorded = program._create()
+        except OutOfMemoryError as error:
+            failed.append(str(error).split(" failed, ")[1].split()[0])
+            view = device.companion.objects()["buffer_view"]  # it stays with its buffer
+            assert device.companion.objects() == before | {"buffer_view": view}
+        else:
+            break
+    device.companion.fail_call(0)
+    assert "vkCreateBufferView" in failed
+    assert device.companion.objects()["buffer_view"] == 1
+    program.free()
+    for buffer in buffers.values():
+        buffer.free()
+    assert device.companion.objects()["buffer_view"] == 0
     device.close()
 
 

@@ -10,7 +10,7 @@ from helpers import FAMILIES, PRODUCTS, hold, limited
 
 from harness.oracles.linear import ROUTINGS, keys_case, product_case, random_tensor, routed_case, values_case
 from model import linear as linear_module
-from model.block_formats import PLAIN
+from model.block_formats import IN_PIECES, PLAIN
 from model.weights import stack_upload
 from vkbackend.device import Device
 from vkbackend.errors import DeviceError
@@ -63,6 +63,19 @@ def test_rows_padded_to_whole_units(device: Device, kind: Q, columns: int, capac
 def test_a_matrix_for_each_head_and_accumulation(device: Device, kind: Q, capacity: int) -> None:
     rng = np.random.default_rng(4)
     hold(device, product_case(device.info, rng, kind, (5, 21, 256), None, capacity=capacity, accumulate=True))
+
+
+@pytest.mark.parametrize("kind", IN_PIECES, ids=lambda kind: kind.name)
+def test_rows_interleaved_by_eight(device: Device, kind: Q, capacity: int) -> None:
+    """On narrow subgroups: one group of rows, several, heads, and buffers of a few groups, of rows or of matrices."""
+    rng = np.random.default_rng(10)
+    for shape in ((8, 256), (40, 512), (72, 1280), (5, 24, 256)):
+        hold(device, product_case(device.info, rng, kind, shape, None, capacity=capacity, accumulate=len(shape) == 3))
+    for shape in ((72, 256), (19, 8, 256)):
+        limit = tensor_bytes(kind, 72, 256) // 3 + 1
+        case = product_case(device.info, rng, kind, shape, None, capacity=capacity, limit=limit)
+        assert len(case.launches) >= 3
+        hold(device, case)
 
 
 def test_a_chunk_that_is_not_full(device: Device) -> None:

@@ -15,6 +15,7 @@ from model.engine import Model
 from model.engine import Session as Opened
 from model.layout import PATHS
 from model.linear import Tiling, purpose
+from model.weights import interleaves
 from vkbackend.device import Device, open_device
 from vkbackend.physical import DeviceInfo
 from vkbackend.tuning import SCHEMA, VERSION, load_tuning
@@ -140,7 +141,8 @@ def test_a_sweep_stores_what_is_better_than_a_bad_choice(
     """A chunk's weights decoded anew for every token, against tiles of eight tokens."""
     write(path, device.info, {"linear q8_0 chunk": ("matmul.comp", {"ROWS": 1, "TOKENS": 1})})
     arguments = ["--preset", "deepseek-v2-lite", "--mix", "q8_0", "--context", "32", "--chunk", "8", "--repeats", "5"]
-    sweep = ["matmul q8_0 rows=2 tokens=8", "--sweep", "ROWS=2", "--store", *arguments]
+    layout = "interleaved " if interleaves(device.info, Q.Q8_0, 8) else ""
+    sweep = [f"matmul q8_0 {layout}rows=2 tokens=8", "--sweep", "ROWS=2", "--store", *arguments]
     assert main(["shaders", "bench", *sweep]) == 0
     out = capsys.readouterr().out
     assert "matmul rows=1 tokens=1" in out and "once more: 0." in out

@@ -64,7 +64,7 @@ def watching(device: Device, tmp_path: Path) -> Iterator[Watching]:
         if shutil.which(tool) is None:
             pytest.skip(f"{tool} is not installed")
     shutil.copytree(SHADER_ROOT, tmp_path / "shaders")
-    made = Watching(tmp_path / "shaders", "embed q8_0", "moe_sum")
+    made = Watching(tmp_path / "shaders", "embed q5_0", "moe_sum")
     try:
         yield made
     finally:
@@ -75,21 +75,21 @@ def watching(device: Device, tmp_path: Path) -> Iterator[Watching]:
 def test_saves_are_answered_until_ctrl_c(watching: Watching) -> None:
     lines, status = watching.next()
     assert status.startswith("start: answered in ")
-    rows = [line.split() for line in lines if line.split()[:2] in (["embed", "q8_0"], ["moe_sum", "ok,"])]
+    rows = [line.split() for line in lines if line.split()[:2] in (["embed", "q5_0"], ["moe_sum", "ok,"])]
     assert len(rows) == 2
     assert any("\u00b5s" in line and "GB/s" in line for line in lines)
     assert status.endswith("; all ok; Ctrl-C ends")
-    decoder = "include/format_q8_0.glsl"
+    decoder = "include/format_q5_0.glsl"
     watching.save(decoder, "r.da = packed_half(scale_base, g);", "r.da = 1.01 * packed_half(scale_base, g);")
     lines, status = watching.next()
-    assert status.startswith("format_q8_0.glsl saved: answered in ")
+    assert status.startswith("format_q5_0.glsl saved: answered in ")
     assert "; 1 of 2 variants fail; " in status
-    assert any(line.startswith("embed q8_0: 37 x ") and "x[token 0, column 0] is " in line for line in lines)
+    assert any(line.startswith("embed q5_0: 37 x ") and "x[token 0, column 0] is " in line for line in lines)
 
     watching.save(decoder, "r.da = 1.01 *", "r.da = nothing *")
     lines, status = watching.next()
     assert any(
-        line.startswith("include/format_q8_0.glsl:") and "'nothing' : undeclared identifier" in line for line in lines
+        line.startswith("include/format_q5_0.glsl:") and "'nothing' : undeclared identifier" in line for line in lines
     )
     assert any(line.startswith("> ") and "r.da = nothing * packed_half" in line for line in lines)
 
@@ -107,7 +107,7 @@ def test_saves_are_answered_until_ctrl_c(watching: Watching) -> None:
 def test_a_kernel_without_an_end_is_ended_by_the_next_save(watching: Watching) -> None:
     lines, status = watching.next()
     assert status.endswith("; all ok; Ctrl-C ends"), "\n".join(lines)
-    decoder, good = "include/format_q8_0.glsl", "r.da = packed_half(scale_base, g);"
+    decoder, good = "include/format_q5_0.glsl", "r.da = packed_half(scale_base, g);"
     # lavapipe ends a loop after 65,536 passes, so that two make a hang.
     endless = "for (uint i = 0u; r.da > -1e30; i++) for (uint k = 0u; r.da > -1e30; k++) r.da = min(r.da + 1.0, 7.0);"
     watching.save(decoder, good, f"{good} {endless}")

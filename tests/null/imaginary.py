@@ -21,6 +21,7 @@ INFO = DeviceInfo(
     subgroup_operations=0x7FF,
     features=("storageBuffer16BitAccess", "shaderInt8"),
     max_storage_buffer_range=2**30,
+    max_texels=2**27,
     storage_buffer_alignment=16,
     max_allocation=2**31,
     max_buffer_size=2**32,

@@ -63,6 +63,11 @@ class ImaginaryDevice:
     def creating(self, what: str) -> Any:
         yield
 
+    @contextmanager
+    def texel_bindings(self, bindings: int) -> Any:
+        assert bindings == 0
+        yield
+
     def overlap(self) -> None:
         self._overlap = True
 

@@ -121,11 +121,11 @@ def test_what_chance_chose_is_not_better(capsys: pytest.CaptureFixture[str]) -> 
 def test_both_forms_of_a_token_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
     """The present choice stands beside a sweep of the other form: what both read are the same buffers."""
     monkeypatch.setenv("LATENTVK_TUNING", "off")
-    runner = Fake(lambda spec, run: 2.0 if spec["ROWS"] == 2 else 1.0)
+    runner = Fake(lambda spec, run: 2.0 if spec["ROWS"] == 8 else 1.0)
     narrow = replace(WIDE, subgroup_size=8)
-    (found,) = find_variants(GLM, "q4_k_m", narrow, ["matvec q4_k rows=4"], everything=True, shape=SHAPE)
+    (found,) = find_variants(GLM, "q4_k_m", narrow, ["matvec q4_k interleaved rows=4"], everything=True, shape=SHAPE)
     result = sweep(runner, found, {"ROWS": [4]}, GLM, narrow, seed=0, repeats=3)
-    assert [entry_text(e) for e in result.entries] == ["matvec_rows rows=2", "matvec rows=4"]
+    assert [entry_text(e) for e in result.entries] == ["matvec_rows rows=8", "matvec rows=4"]
     assert set(runner.jobs[0].bindings) == {"weights", "x", "y"}
     assert result.better == Entry("matvec.comp", {"ROWS": 4})
 
@@ -173,9 +173,9 @@ def test_attention_is_cut_as_stored(path: Path) -> None:
             "--sweep TILE: matvec q4_k rows=4 has no such constant to choose, expected one of ROWS; sweep one of them",
         ),
         (
-            "matvec_rows q4_k rows=2",
+            "matvec_rows q4_k rows=8",
             {"ROWS": [0]},
-            "--sweep: matvec_rows q4_k rows=2 has 0 rows by 1 tokens a lane, expected 1 to 64 results; choose other "
+            "--sweep: matvec_rows q4_k rows=8 has 0 rows by 1 tokens a lane, expected 1 to 64 results; choose other "
             "values",
         ),
         (ATTENTION, {"HEADS": [3]}, f"--sweep: {ATTENTION} has HEADS 3, expected a divisor of 20; choose other values"),

@@ -15,7 +15,8 @@ from model.block_formats import codebook, grid
 from model.presets import PRESETS
 from model.scratch import rope_tables
 from model.tensors import SUPPORTED_TYPES
-from model.weights import _split, _write, device_bytes, row_bytes, stack_upload
+from model.weights import _split, _write, device_bytes, interleaves, row_bytes, stack_upload
+from tests.null.imaginary import INFO
 from vkbackend.errors import DeviceError
 
 GLM = PRESETS["glm-4.7-flash"]
@@ -43,6 +44,47 @@ def written(nbytes: int, piece: int, source: np.ndarray, kind: Q, columns: int) 
     buffer: Any = Words(nbytes, piece)
     _write(buffer, source, kind, columns)
     return bytes(buffer.bytes)
+
+
+# Bytes of each piece of a block, in the order of the interleaved layout: Q6_K's scales, then by half its low and high
+# pieces as load_unit reads them; others as in the file, but for a scale before them.
+PIECES = {
+    Q.Q4_0: [2],
+    Q.Q8_0: [2, 18],
+    Q.Q4_K: range(0, 144, 16),
+    Q.Q5_K: range(0, 176, 16),
+    Q.Q6_K: [192, 0, 128, 16, 144, 32, 48, 64, 160, 80, 176, 96, 112],
+}
+
+
+@pytest.mark.parametrize("kind", PIECES, ids=lambda kind: kind.name)
+@pytest.mark.parametrize("blocks", [1, 3])
+@pytest.mark.parametrize("piece", [8 * 3 * 210, 2**24])
+@pytest.mark.parametrize("fused", [False, True])
+def test_interleaved_rows_are_scales_then_pieces_of_eight_rows(kind: Q, blocks: int, piece: int, fused: bool) -> None:
+    block, size = GGML_QUANT_SIZES[kind]
+    rng, shape = np.random.default_rng(blocks), (2, 24, blocks * size)
+    source = halves_of_a_fused_tensor(rng, *shape) if fused else rng.integers(0, 256, shape, np.uint8)
+    rows = source.reshape(48, blocks, size)
+    expected = b""
+    for group in range(6):
+        for b in range(blocks):
+            eight = [rows[8 * group + r, b].tobytes() for r in range(8)]
+            if kind in SCALE_AT:
+                at, width = SCALE_AT[kind]
+                expected += b"".join(row[at : at + width] for row in eight)
+            expected += b"".join(row[at : at + 16] for at in PIECES[kind] for row in eight)
+    buffer: Any = Words(source.size, piece)
+    _write(buffer, source, kind, blocks * block, interleaved=True)
+    assert bytes(buffer.bytes) == expected
+
+
+def test_narrow_subgroups_get_rows_interleaved_by_eight() -> None:
+    narrow, wide = replace(INFO, subgroup_size=8), replace(INFO, subgroup_size=32)
+    assert interleaves(narrow, Q.Q6_K, 24)
+    assert not interleaves(narrow, Q.Q6_K, 25)
+    assert not interleaves(narrow, Q.Q5_0, 24)  # 20 bytes a block beside its scale are no whole pieces
+    assert not interleaves(wide, Q.Q6_K, 24)
 
 
 def halves_of_a_fused_tensor(rng: np.random.Generator, matrices: int, rows: int, row: int) -> np.ndarray:
@@ -173,6 +215,7 @@ def test_split_covers_everything_once_within_the_limit() -> None:
         assert all((b - a) * unit <= limit for a, b in ranges)
         assert len(ranges) == 1 or total * unit > limit
     # Every part carries a codebook of 50 bytes.
+    assert _split(72, 100, 3100, "w", DEVICE, step=8) == [(0, 24), (24, 48), (48, 72)]
     assert _split(64, 100, 6450, "w", DEVICE, 50) == [(0, 64)]
     assert _split(64, 100, 6449, "w", DEVICE, 50) == [(0, 63), (63, 64)]
     assert _split(4, 100, 150, "w", DEVICE, 50) == [(0, 1), (1, 2), (2, 3), (3, 4)]

@@ -163,6 +163,15 @@ class Companion:
         """Subgroup size of the pipelines created from now on; 0: the driver's choice."""
         self._lib.companion_require_subgroup_size(self._handle, size)
 
+    @contextmanager
+    def texel_bindings(self, bindings: int) -> Iterator[None]:
+        """Within: bindings of what Kompute creates, bit i for binding i, that are texel buffers of 16 bytes a texel."""
+        self._lib.companion_texel_bindings(self._handle, bindings)
+        try:
+            yield
+        finally:
+            self._lib.companion_texel_bindings(self._handle, 0)
+
     def prefer_memory(self, flags: int) -> None:
         """VkMemoryPropertyFlags that the next allocations should have beside those that Kompute asks for."""
         self._lib.companion_prefer_memory(self._handle, flags)

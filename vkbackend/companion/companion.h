@@ -14,7 +14,7 @@
 #include <stdint.h>
 
 #define COMPANION_API __attribute__((visibility("default")))
-#define COMPANION_INTERFACE 1 /* raised when a function below changes */
+#define COMPANION_INTERFACE 2 /* raised when a function below changes */
 
 typedef struct companion_device companion_device;
 
@@ -56,6 +56,10 @@ COMPANION_API void companion_dispatch_box(companion_device *device, const uint32
 /* Subgroup size of the pipelines created from now on, with full subgroups where the device can promise them; 0 leaves
  * the choice to the driver. */
 COMPANION_API void companion_require_subgroup_size(companion_device *device, uint32_t size);
+
+/* Bindings of what is created from now on, bit i for binding i, that are uniform texel buffers of 16 bytes a texel
+ * (VK_FORMAT_R32G32B32A32_UINT) where Kompute says storage buffer. */
+COMPANION_API void companion_texel_bindings(companion_device *device, uint32_t bindings);
 
 /* VkMemoryPropertyFlags that the next allocations should have beside those that Kompute asks for. */
 COMPANION_API void companion_prefer_memory(companion_device *device, uint32_t flags);

@@ -18,7 +18,7 @@
     X(CreatePipelineCache) X(DestroyPipelineCache) X(CreateComputePipelines) X(DestroyPipeline) X(CreateCommandPool)   \
     X(DestroyCommandPool) X(AllocateCommandBuffers) X(FreeCommandBuffers) X(BeginCommandBuffer) X(EndCommandBuffer)    \
     X(CmdBindPipeline) X(CmdBindDescriptorSets) X(CmdPushConstants) X(CmdPipelineBarrier) X(CmdDispatch)               \
-    X(CmdDispatchBase) X(CmdCopyBuffer) X(CmdWriteTimestamp) X(CmdResetQueryPool) X(CreateQueryPool)                   \
+    X(CmdDispatchBase) X(CreateBufferView) X(DestroyBufferView) X(CmdCopyBuffer) X(CmdWriteTimestamp) X(CmdResetQueryPool) X(CreateQueryPool)                   \
     X(DestroyQueryPool) X(GetQueryPoolResults) X(CreateFence) X(DestroyFence) X(QueueSubmit) X(WaitForFences)
 
 #define INSTANCE_FUNCTIONS(X)                                                                                          \
@@ -52,6 +52,7 @@ typedef enum object_kind {
     OBJECT_COMMAND_BUFFER,
     OBJECT_QUERY_POOL,
     OBJECT_FENCE,
+    OBJECT_BUFFER_VIEW, /* only counted: it lives and ends with its buffer */
     OBJECT_KINDS
 } object_kind;
 
@@ -63,6 +64,7 @@ typedef struct object {
     uint32_t heap;       /* memory */
     uint32_t queries;    /* query pool: how many */
     uint64_t size;       /* memory, buffer */
+    uint64_t view;       /* buffer: its texels, once a binding asked for them; ends with the buffer */
     uint64_t uses;       /* pipeline: how often it was handed out */
     uint64_t parent;     /* command buffer: its pool */
     uint64_t workgroups; /* command buffer: dispatched by what is recorded in it */
@@ -133,6 +135,7 @@ struct companion_device {
     box next_box;
     uint32_t subgroup_size;
     VkMemoryPropertyFlags prefer;
+    uint32_t texel_bindings;
     uint32_t memory_type_bits; /* of the buffer that memory is allocated for next */
 
     submission *submissions;
@@ -166,6 +169,17 @@ void forget_everything(companion_device *d);
 
 /* layer.c: the function that this layer replaces `name` by; NULL where it does not. */
 PFN_vkVoidFunction layer_device_function(const char *name);
+
+/* texels.c: bindings that are texel buffers where Kompute knows storage buffers only. The first three stand for the
+ * functions of the next layer. */
+VkResult create_layout_with_texels(VkDevice device, const VkDescriptorSetLayoutCreateInfo *info,
+                                   const VkAllocationCallbacks *allocator, VkDescriptorSetLayout *layout);
+VkResult create_pool_with_texels(VkDevice device, const VkDescriptorPoolCreateInfo *info,
+                                 const VkAllocationCallbacks *allocator, VkDescriptorPool *pool);
+void update_sets_with_texels(VkDevice device, uint32_t write_count, const VkWriteDescriptorSet *writes,
+                             uint32_t copy_count, const VkCopyDescriptorSet *copies);
+bool holds_texels(const companion_device *d, uint32_t binding);
+VkBufferUsageFlags texel_usage(VkBufferUsageFlags usage); /* of a buffer that may be bound so later */
 
 /* queue.c: nothing is destroyed under the device's hands. */
 bool may_destroy(companion_device *d);

@@ -23,7 +23,7 @@ FOLDER = Path(__file__).resolve().parent
 LAYER = "VK_LAYER_LATENTVK_companion"
 MANIFEST = "VkLayer_latentvk_companion.json"
 VALIDATION_LAYER = "VK_LAYER_KHRONOS_validation"
-INTERFACE = 1  # COMPANION_INTERFACE of companion.h
+INTERFACE = 2  # COMPANION_INTERFACE of companion.h
 
 # What LATENTVK_VALIDATE may name, with the validation layer's own switches (VK_LAYER_ENABLES). Core is always on.
 _CHECKS = {

@@ -6,8 +6,10 @@
 static VKAPI_ATTR VkResult VKAPI_CALL layer_CreateBuffer(VkDevice device, const VkBufferCreateInfo *info,
                                                          const VkAllocationCallbacks *allocator, VkBuffer *buffer) {
     companion_device *d = device_of(device);
+    VkBufferCreateInfo copy = *info;
+    copy.usage = texel_usage(info->usage);
     VkResult r = may_call(d, "vkCreateBuffer");
-    if (r == VK_SUCCESS) r = called(d, "vkCreateBuffer", d->next.CreateBuffer(device, info, allocator, buffer));
+    if (r == VK_SUCCESS) r = called(d, "vkCreateBuffer", d->next.CreateBuffer(device, &copy, allocator, buffer));
     if (r != VK_SUCCESS) return r;
     pthread_mutex_lock(&d->lock);
     remember(d, OBJECT_BUFFER, HANDLE(*buffer), 0)->size = info->size;
@@ -20,8 +22,12 @@ static VKAPI_ATTR void VKAPI_CALL layer_DestroyBuffer(VkDevice device, VkBuffer 
     companion_device *d = device_of(device);
     bool safe = may_destroy(d);
     pthread_mutex_lock(&d->lock);
+    const object *o = find(d, OBJECT_BUFFER, HANDLE(buffer));
+    VkBufferView view = o ? (VkBufferView)(uintptr_t)o->view : VK_NULL_HANDLE;
     bool known = forget(d, OBJECT_BUFFER, HANDLE(buffer));
+    if (view) d->live[OBJECT_BUFFER_VIEW]--;
     pthread_mutex_unlock(&d->lock);
+    if (known && safe && view) d->next.DestroyBufferView(device, view, allocator);
     if (known && safe) d->next.DestroyBuffer(device, buffer, allocator);
 }
 

@@ -12,7 +12,7 @@
 static const char *const NAMES[OBJECT_KINDS] = {
     "buffer",         "memory",          "shader_module",  "descriptor_set_layout", "descriptor_pool",
     "pipeline_layout", "pipeline_cache", "pipeline",       "command_pool",          "command_buffer",
-    "query_pool",     "fence",
+    "query_pool",     "fence",           "buffer_view",
 };
 
 /* Running out of host memory for a few bytes of bookkeeping is not survivable. */

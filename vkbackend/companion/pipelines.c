@@ -9,12 +9,12 @@
 
 #include "layer.h"
 
-#define CREATE(type, Name, kind)                                                                                       \
+#define CREATE(type, Name, kind, create)                                                                                    \
     static VKAPI_ATTR VkResult VKAPI_CALL layer_Create##Name(VkDevice device, const Vk##Name##CreateInfo *info,        \
                                                              const VkAllocationCallbacks *allocator, type *made) {     \
         companion_device *d = device_of(device);                                                                       \
         VkResult r = may_call(d, "vkCreate" #Name);                                                                    \
-        if (r == VK_SUCCESS) r = called(d, "vkCreate" #Name, d->next.Create##Name(device, info, allocator, made));     \
+        if (r == VK_SUCCESS) r = called(d, "vkCreate" #Name, create(device, info, allocator, made));                    \
         if (r != VK_SUCCESS) return r;                                                                                 \
         pthread_mutex_lock(&d->lock);                                                                                  \
         object *o = remember(d, kind, HANDLE(*made), 0);                                                               \
@@ -49,7 +49,8 @@ static uint32_t content_of_DescriptorSetLayout(companion_device *d, const VkDesc
     append(&key, &info->flags, sizeof info->flags);
     for (uint32_t i = 0; i < info->bindingCount; i++) {
         const VkDescriptorSetLayoutBinding *b = &info->pBindings[i];
-        const uint32_t fields[] = {b->binding, (uint32_t)b->descriptorType, b->descriptorCount, b->stageFlags};
+        const uint32_t fields[] = {b->binding, (uint32_t)b->descriptorType, b->descriptorCount, b->stageFlags,
+                                   holds_texels(d, b->binding)};
         append(&key, fields, sizeof fields);
     }
     return interned(d, &key);
@@ -76,11 +77,11 @@ static uint32_t content_of_DescriptorPool(companion_device *d, const VkDescripto
     return 0;
 }
 
-CREATE(VkShaderModule, ShaderModule, OBJECT_SHADER_MODULE)
-CREATE(VkDescriptorSetLayout, DescriptorSetLayout, OBJECT_DESCRIPTOR_SET_LAYOUT)
-CREATE(VkPipelineLayout, PipelineLayout, OBJECT_PIPELINE_LAYOUT)
-CREATE(VkPipelineCache, PipelineCache, OBJECT_PIPELINE_CACHE)
-CREATE(VkDescriptorPool, DescriptorPool, OBJECT_DESCRIPTOR_POOL)
+CREATE(VkShaderModule, ShaderModule, OBJECT_SHADER_MODULE, d->next.CreateShaderModule)
+CREATE(VkDescriptorSetLayout, DescriptorSetLayout, OBJECT_DESCRIPTOR_SET_LAYOUT, create_layout_with_texels)
+CREATE(VkPipelineLayout, PipelineLayout, OBJECT_PIPELINE_LAYOUT, d->next.CreatePipelineLayout)
+CREATE(VkPipelineCache, PipelineCache, OBJECT_PIPELINE_CACHE, d->next.CreatePipelineCache)
+CREATE(VkDescriptorPool, DescriptorPool, OBJECT_DESCRIPTOR_POOL, create_pool_with_texels)
 DESTROY(VkShaderModule, ShaderModule, OBJECT_SHADER_MODULE)
 DESTROY(VkDescriptorSetLayout, DescriptorSetLayout, OBJECT_DESCRIPTOR_SET_LAYOUT)
 DESTROY(VkPipelineLayout, PipelineLayout, OBJECT_PIPELINE_LAYOUT)
@@ -100,7 +101,7 @@ static VKAPI_ATTR void VKAPI_CALL layer_UpdateDescriptorSets(VkDevice device, ui
                                                              const VkWriteDescriptorSet *writes, uint32_t copy_count,
                                                              const VkCopyDescriptorSet *copies) {
     companion_device *d = device_of(device);
-    if (d->error == VK_SUCCESS) d->next.UpdateDescriptorSets(device, write_count, writes, copy_count, copies);
+    if (d->error == VK_SUCCESS) update_sets_with_texels(device, write_count, writes, copy_count, copies);
 }
 
 /* ---- pipelines ----------------------------------------------------------------------------------------------------*/
