@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from gguf import GGML_QUANT_SIZES
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from harness.chips import Chip
 from model.kernels import cache_kind, weight_kind
@@ -18,6 +18,10 @@ from vkbackend.isa import Counts, Loop, find_loops
 from vkbackend.program import Launch
 
 UNIT = 32  # weights that a lane decodes at a time (shaders/include/unit.glsl)
+# shaders/attention_latent.comp on a GPU: pairs of a row that one pass scores, by the cache's type (others: a block),
+# and rows of which one pass takes the values.
+SCORED_PAIRS = {GGMLQuantizationType.F16: 32, GGMLQuantizationType.F32: 16}
+BLOCK_PAIRS, ROWS_AT_ONCE = 16, 4
 
 
 @dataclass(frozen=True)
@@ -27,13 +31,13 @@ class Work:
     Attributes:
         unit: its name, "weight" or "cache row and head".
         per_lane: units that a lane makes in a pass, of the specialization constants and the subgroup's size.
-        inner_passes: passes of each inner loop in a pass of the hottest.
+        inner_passes: passes of the inner loops, in order, in a pass of the hottest.
         bytes_read: bytes that a unit must be read from memory: what no cache can save.
     """
 
     unit: str
     per_lane: Callable[[Mapping[str, int], int], float]
-    inner_passes: Callable[[Mapping[str, int]], float]
+    inner_passes: Callable[[Launch], tuple[float, ...]]
     bytes_read: Callable[[Launch], float]
 
 
@@ -82,29 +86,46 @@ def _row_bytes_a_head(launch: Launch) -> float:
     return (latent_row_bytes(latent + rope, kind) + copied) / heads
 
 
-_ONE = lambda spec: 1.0  # noqa: E731  (no inner loop)
+def _attention_passes(launch: Launch) -> tuple[float, ...]:
+    """Of the loops that score a tile's rows and that take their values."""
+    spec = launch.spec
+    if "ARRAYS_IN_MEMORY" in launch.kernel.macros:
+        return spec["TILE"], spec["TILE"]
+    pairs = (spec["LATENT"] + spec["ROPE"]) // 2
+    scored = SCORED_PAIRS.get(cache_kind(launch.kernel), BLOCK_PAIRS)
+    return -(-pairs // scored), -(-spec["TILE"] // ROWS_AT_ONCE)
+
+
+def _none(launch: Launch) -> tuple[float, ...]:
+    return ()
+
+
 WORK = {
-    "matvec.comp": Work("weight", lambda spec, lanes: UNIT * spec["ROWS"], _ONE, _weight_bytes),
-    "matvec_rows.comp": Work("weight", lambda spec, lanes: UNIT * spec["ROWS"], _ONE, _weight_bytes),
+    "matvec.comp": Work("weight", lambda spec, lanes: UNIT * spec["ROWS"], _none, _weight_bytes),
+    "matvec_rows.comp": Work("weight", lambda spec, lanes: UNIT * spec["ROWS"], _none, _weight_bytes),
     "matmul.comp": Work(
-        "weight and token", lambda spec, lanes: UNIT * spec["ROWS"] * spec["TOKENS"], _ONE, _weight_bytes_a_token
+        "weight and token", lambda spec, lanes: UNIT * spec["ROWS"] * spec["TOKENS"], _none, _weight_bytes_a_token
     ),
-    "embed.comp": Work("weight", lambda spec, lanes: UNIT, _ONE, _weight_bytes),
+    "embed.comp": Work("weight", lambda spec, lanes: UNIT, _none, _weight_bytes),
     "attention_latent.comp": Work(
         "cache row and head",
         lambda spec, lanes: spec["TILE"] * spec["HEADS"] / lanes,
-        lambda spec: spec["TILE"],
+        _attention_passes,
         _row_bytes_a_head,
     ),
 }
 
 
 def unit_cost(launch: Launch, assembly: str, subgroup: int, chip: Chip | None) -> UnitCost | None:
-    """The cost of a unit of the launch's work by its assembly; None for a kernel whose unit is not told, or no loop."""
-    work, loops = WORK.get(launch.kernel.file), find_loops(assembly)
-    if work is None or not loops:
+    """The cost of a unit of the launch's work by its assembly; None for a kernel whose unit is not told, or where no
+    loop has the inner loops that its work is told by."""
+    work = WORK.get(launch.kernel.file)
+    if work is None:
         return None
-    passes = work.inner_passes(launch.spec)
+    passes = work.inner_passes(launch)
+    loops = [loop for loop in find_loops(assembly) if not passes or len(loop.inner) == len(passes)]
+    if not loops:
+        return None
 
     def one_pass(loop: Loop) -> Counts:
         return loop.total(passes)

@@ -23,13 +23,15 @@ from vkbackend.device import Device
 from vkbackend.program import Program
 from vkbackend.tuning import Entry
 
-# A lane's registers for queries and accumulators, in pairs of f32. A CPU keeps them in its first cache (measured on
-# lavapipe with GLM's widths: 5 heads 18.5 GFLOP/s, 10 heads 20.8, but 20 heads take 20 s to compile). A GPU has 256
-# registers a lane: RADV compiles 5 heads to 128 of them on phoenix, no spills; 10 heads would leave 2 waves a SIMD.
-_PAIRS_CPU, _PAIRS_GPU = 360, 64
-# Workgroups that fill a device with one token's attention; lavapipe: a few for each core.
-_GROUPS_CPU, _GROUPS_GPU = 16, 256
-_TILE = 8  # cache rows between two softmax updates, at most the smallest subgroup
+# Pairs of f32 that a lane keeps. A CPU has queries and accumulators in its first cache (measured on lavapipe with GLM's
+# widths: 5 heads 18.5 GFLOP/s, 10 heads 20.8, but 20 heads take 20 s to compile). A GPU has accumulators alone in its
+# registers: for phoenix RADV makes 96 of 5 heads, 5 waves a SIMD, and 168 of 10, 3 waves, which pay where each loaded
+# number must be converted first, for all heads at once. Subgroups of 32 hold as much with twice as many a lane.
+_PAIRS_CPU, _PAIRS_GPU, _LANE_PAIRS_GPU = 360, 40, 1280
+# Workgroups that fill a device with one token's attention; lavapipe: a few for each core. Every split costs kv_lora
+# numbers a head, written and read.
+_GROUPS_CPU, _GROUPS_GPU, _SPLITS_GPU = 16, 256, 64
+_TILE_CPU = 8  # cache rows between two softmax updates; on a GPU one a lane
 # Most vec4s that a lane of a norm keeps, of 4 registers each, and as many for the weights. For 2048 numbers in one wave
 # RADV predicts 1,167 cycles on phoenix, for the loops 3,202; lavapipe, whose lanes would keep 64, is faster by loops.
 _MOST_HELD = 16
@@ -59,19 +61,16 @@ class AttentionShape:
     def choose(cls, device: Device, config: ModelConfig, kind: GGMLQuantizationType, tokens: int) -> AttentionShape:
         """What the device's tuning says; else the most heads that divide the model's and whose registers fit, then
         enough splits to fill the device."""
-        cpu = device.info.kind == "cpu"
-        latent_pairs = lane_pairs(config.kv_lora, kind, device.subgroup_size)
-        rope_pairs = lane_pairs(config.qk_rope, kind, device.subgroup_size)
-        pairs = _PAIRS_CPU if cpu else _PAIRS_GPU
-        fitting = [
-            n
-            for n in range(1, config.n_head + 1)
-            if config.n_head % n == 0 and n * (2 * latent_pairs + rope_pairs) <= pairs
-        ]
-        heads = max(fitting, default=1)
-        groups = config.n_head // heads
-        splits = max(1, -(-(_GROUPS_CPU if cpu else _GROUPS_GPU) // groups)) if tokens == 1 else 1
-        made = cls(heads, min(_TILE, device.subgroup_size), latent_pairs, rope_pairs, splits)
+        cpu, lanes = device.info.kind == "cpu", device.subgroup_size
+        latent_pairs, rope_pairs = lane_pairs(config.kv_lora, kind, lanes), lane_pairs(config.qk_rope, kind, lanes)
+        if cpu:
+            most, each, groups, most_splits = _PAIRS_CPU, 2 * latent_pairs + rope_pairs, _GROUPS_CPU, MOST_SPLITS
+        else:
+            most = _PAIRS_GPU if pairs_a_word(kind) > 1 else min(_PAIRS_GPU, _LANE_PAIRS_GPU // lanes)
+            each, groups, most_splits = latent_pairs, _GROUPS_GPU, _SPLITS_GPU
+        heads = max((n for n in range(1, config.n_head + 1) if config.n_head % n == 0 and n * each <= most), default=1)
+        splits = min(most_splits, max(1, -(-groups * heads // config.n_head))) if tokens == 1 else 1
+        made = cls(heads, min(_TILE_CPU, lanes) if cpu else lanes, latent_pairs, rope_pairs, splits)
         name = purpose(config.kv_lora, config.qk_rope, config.n_head, kind, tokens)
         tuned = device.tuning.find(name)
         if tuned is None:

@@ -4,7 +4,7 @@
 #extension GL_KHR_shader_subgroup_basic : require
 
 layout(local_size_x_id = 0) in;
-layout(binding = 0) readonly buffer Parts { vec4 parts[]; };  // [token * head][split][latent], not normalised
+layout(binding = 0) readonly buffer Parts { vec4 parts[]; };  // [token * head][split][latent], not normalised; unset where the sum is 0
 layout(binding = 1) readonly buffer Stats { vec2 stats[]; };  // [token * head][split]: maximum, sum
 layout(binding = 2) writeonly buffer Output { vec4 outp[]; }; // [token * head][latent]
 
@@ -21,8 +21,11 @@ void main() {
     for (uint s = 0u; s < splits; s++) sum += stats[row * splits + s].y * exp(stats[row * splits + s].x - top);
     for (uint i = gl_SubgroupInvocationID; i < quads; i += gl_SubgroupSize) {
         vec4 total = vec4(0.0);
-        for (uint s = 0u; s < splits; s++)
-            total += exp(stats[row * splits + s].x - top) * parts[(row * splits + s) * quads + i];
+        for (uint s = 0u; s < splits; s++) {
+            vec2 of = stats[row * splits + s];
+            uint set = row * splits + (of.y > 0.0 ? s : 0u); // the first split has the first position, which all tokens see
+            total += exp(of.x - top) * parts[set * quads + i];
+        }
         outp[row * quads + i] = total / sum;
     }
 }

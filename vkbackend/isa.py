@@ -7,6 +7,7 @@ predecessors: v_ vector, s_ scalar, buffer_/global_/flat_ vector memory, ds_ sha
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 
 _BLOCK = re.compile(r"(BB\d+):")
@@ -47,11 +48,11 @@ class Loop:
     own: Counts = field(default_factory=Counts)
     inner: list[Loop] = field(default_factory=list)
 
-    def total(self, inner_passes: float) -> Counts:
-        """One pass in which every inner loop, at any depth, makes ``inner_passes``."""
+    def total(self, inner_passes: Sequence[float] = ()) -> Counts:
+        """One pass in which the inner loops, in order, make so many each; one where none is given."""
         counts = self.own
-        for loop in self.inner:
-            counts += loop.total(inner_passes).times(inner_passes)
+        for index, loop in enumerate(self.inner):
+            counts += loop.total().times(inner_passes[index] if index < len(inner_passes) else 1)
         return counts
 
 

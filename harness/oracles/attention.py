@@ -38,8 +38,8 @@ def attended(
         scores = scale * q64[t] @ rows64[:n].T  # [H, n]
         weights = softmax(scores)
         out[t] = weights @ values64[:n]
-        # A score sums R + P products, by pairs in the lanes; a weight is exp of it (3 + 2 |x| places), rescaled at each
-        # tile and divided by a sum that is off by as much again; the output sums n weighted values.
+        # A score sums R + P products, in lanes or parts of a row; a weight is exp of it (3 + 2 |x| places), rescaled at
+        # each tile and divided by a sum that is off by as much again; the output sums n weighted values.
         sums = scale * np.abs(q64[t]) @ np.abs(rows64[:n]).T
         score_error = 0.0 if exact else U * (q.shape[-1] + 3) * sums.max(axis=1, keepdims=True)
         spread = np.ptp(scores, axis=1, keepdims=True)
@@ -156,9 +156,11 @@ def combine_case(info: DeviceInfo, rng: np.random.Generator, rows: int, latent: 
     parts, stats = floats(rng, rows, splits, latent), np.empty((rows, splits, 2), np.float32)
     stats[..., 0], stats[..., 1] = 5 * floats(rng, rows, splits), 1 + rng.random((rows, splits))
     if splits > 1:
-        parts[::2, -1], stats[::2, -1] = 0, (-1e30, 0)  # what a split without rows leaves
+        parts[::2, -1], stats[::2, -1] = 0, (-1e30, 0)
+    written = parts.copy()
+    written[stats[..., 1] == 0] = np.nan  # a split without rows leaves whatever was there
     out = draft.canary(rows + 1, latent)
-    buffers = {"parts": draft.upload(parts), "stats": draft.upload(stats), "out": out}
+    buffers = {"parts": draft.upload(written), "stats": draft.upload(stats), "out": out}
     draft.launch(kernels.ATTENTION_COMBINE, buffers, (rows, 1, 1), push={"latent": latent, "splits": splits})
     below = stats[..., 0].astype(np.float64).max(axis=1, keepdims=True) - stats[..., 0]
     factors = np.exp(-below)

@@ -31,22 +31,22 @@ vec2 unpacked_pair(uint stored) { return unpackHalf2x16(stored); }
 // Words of a row of so many pairs: quants, then scales.
 #define ROW_WORDS(pairs) (BLOCKS(pairs) * BLOCK_WORDS + (BLOCKS(pairs) + 1u) / 2u)
 
-// Pair `sub` of the row's word number `word`; `scales` is the word with its block's scale.
-vec2 dequantised_pair(uint quants, uint scales, uint word, uint sub) {
-    float d = unpackHalf2x16(scales)[(word / BLOCK_WORDS) & 1u];
-    int q = int(quants);
+// Pair `sub` of a word of quants: what its block's scale multiplies.
+vec2 quant_pair(uint quants, uint sub) {
 #ifdef CACHE_Q8_0
-    int at = int(sub) * 16;
-    return d * vec2(bitfieldExtract(q, at, 8), bitfieldExtract(q, at + 8, 8));
+    int q = int(quants), at = int(sub) * 16, bits = 8;
 #else
-    int at = int(sub) * 8;
-    return d * (vec2(bitfieldExtract(quants, at, 4), bitfieldExtract(quants, at + 4, 4)) - 8.0);
+    int q = int(quants ^ 0x88888888u), at = int(sub) * 8, bits = 4; // 8 less, as fields with a sign
 #endif
+    return vec2(bitfieldExtract(q, at, bits), bitfieldExtract(q, at + bits, bits));
 }
-// Pair `sub` of word number `word` of the row of `pairs` pairs that begins at word `base` of a buffer.
+// Of the row of `pairs` pairs that begins at word `base` of a buffer: the scale of the block that has word number
+// `word`; pair `sub` of that word without its scale, and with it.
+#define BLOCK_SCALE(buffer, base, pairs, word) \
+    unpackHalf2x16(buffer[(base) + BLOCKS(pairs) * BLOCK_WORDS + (word) / (2u * BLOCK_WORDS)])[((word) / BLOCK_WORDS) & 1u]
+#define UNSCALED_PAIR(buffer, base, word, sub) quant_pair(buffer[(base) + (word)], sub)
 #define STORED_PAIR(buffer, base, pairs, word, sub) \
-    dequantised_pair(buffer[(base) + (word)], buffer[(base) + BLOCKS(pairs) * BLOCK_WORDS + (word) / (2u * BLOCK_WORDS)], \
-                     word, sub)
+    (BLOCK_SCALE(buffer, base, pairs, word) * UNSCALED_PAIR(buffer, base, word, sub))
 
 // A block's scale, and its quants as words: as ggml's quantize_row_q8_0_ref and quantize_row_q4_0_ref make them.
 float quantised_block(vec2 v[BLOCK_PAIRS], out uint words[BLOCK_WORDS]) {
@@ -79,5 +79,7 @@ float quantised_block(vec2 v[BLOCK_PAIRS], out uint words[BLOCK_WORDS]) {
 }
 #else
 #define ROW_WORDS(pairs) (pairs)
-#define STORED_PAIR(buffer, base, pairs, word, sub) unpacked_pair(buffer[(base) + (word)])
+#define BLOCK_SCALE(buffer, base, pairs, word) 1.0
+#define UNSCALED_PAIR(buffer, base, word, sub) unpacked_pair(buffer[(base) + (word)])
+#define STORED_PAIR(buffer, base, pairs, word, sub) UNSCALED_PAIR(buffer, base, word, sub)
 #endif

@@ -12,9 +12,10 @@ from model.presets import PRESETS
 from vkbackend.device import Device
 from vkbackend.kernel import Kernel
 
-# Latent and rope widths: whole words a lane on subgroups of 8; neither a whole number on any subgroup.
-WIDTHS = {"64 + 8": (64, 8), "44 + 12": (44, 12)}
-# Arrays in a GPU's registers, and in a CPU's memory: both forms run on any device.
+# Latent and rope widths: whole words a lane on subgroups of 8; neither a whole number on any subgroup; whole parts of
+# the 64 numbers, or blocks of 32, that a GPU's lane scores at a time.
+WIDTHS = {"64 + 8": (64, 8), "44 + 12": (44, 12), "112 + 16": (112, 16)}
+# A row a lane, and a row over the lanes with arrays in a CPU's memory: both forms run on any device.
 FORMS: tuple[dict[str, str], ...] = ({}, {"ARRAYS_IN_MEMORY": "1"})
 HEADS = 6
 
@@ -30,7 +31,7 @@ def attend(
     edges: tuple[int, ...] = (),
 ) -> None:
     """Hold both forms of the kernel (and the one that joins splits) against the oracle."""
-    spec = attention_spec(device.subgroup_size, *widths, heads_per_group, splits)
+    spec = attention_spec(device.subgroup_size, *widths, heads_per_group, splits, kernels.cache_kind(kernel))
     for form in FORMS:
         rng = np.random.default_rng(n_past + tokens)
         made = kernel.variant(**form)
@@ -65,6 +66,13 @@ def test_cache_of_f32(device: Device, splits: int, tokens: int, edges: tuple[int
     made = kernels.for_cache(kernel, "f32")
     made = kernels.for_shard(made, kernels.SHARD_SLOTS_PUSH) if edges else made
     attend(device, WIDTHS["44 + 12"], 2, splits, 24, tokens, made, edges)
+
+
+@pytest.mark.parametrize("widths", ["64 + 8", "112 + 16"])
+@pytest.mark.parametrize("cache", ["q8_0", "q4_0"])
+@pytest.mark.parametrize("kernel", [kernels.ATTENTION_LATENT, kernels.ATTENTION_LATENT_V], ids=["one copy", "two"])
+def test_cache_of_blocks(device: Device, kernel: Kernel, cache: str, widths: str) -> None:
+    attend(device, WIDTHS[widths], 2, 1, 21, 5, kernels.for_cache(kernel, cache))
 
 
 @pytest.mark.parametrize("kernel", [kernels.ATTENTION_LATENT, kernels.ATTENTION_LATENT_V], ids=["one copy", "two"])

@@ -43,9 +43,9 @@ def test_loops_and_classes() -> None:
 
 def test_passes_of_inner_loops_are_multiplied() -> None:
     outer = find_loops(NESTED)[0]
-    assert outer.total(1) == outer.own + outer.inner[0].own
-    assert outer.total(8).vmem_loads == 24
-    assert outer.total(8).valu == 1
+    assert outer.total() == outer.total([1]) == outer.own + outer.inner[0].own
+    assert outer.total([8]).vmem_loads == 24
+    assert outer.total([8]).valu == 1
 
 
 def test_code_without_a_loop() -> None:

@@ -75,19 +75,40 @@ def test_a_matrix_vector_products_unit_is_a_weight() -> None:
     assert (none.governs, none.share) == (None, None)
 
 
-def test_attentions_unit_is_a_row_for_one_head() -> None:
-    """The whole subgroup works on TILE rows and HEADS heads in a pass of the outer loop; inner loops make TILE each."""
+@pytest.mark.parametrize(
+    ("macros", "scoring", "taking"),
+    [
+        ({}, 9, 2),  # 288 pairs by 32; rows by 4
+        ({"CACHE_F32": "1"}, 18, 2),
+        ({"CACHE_Q8_0": "1"}, 18, 2),
+        ({"ARRAYS_IN_MEMORY": "1"}, 8, 8),  # both row by row
+    ],
+)
+def test_attentions_unit_is_a_row_for_one_head(macros: dict[str, str], scoring: int, taking: int) -> None:
+    """The whole subgroup works on TILE rows and HEADS heads in a pass of the outer loop."""
     spec = {"LATENT": 512, "ROPE": 64, "HEADS": 5, "TILE": 8, "SPLITS": 1, "LATENT_PAIRS": 4, "ROPE_PAIRS": 1}
-    launch = Launch(kernels.ATTENTION_LATENT, {}, spec, {"heads": 20, "scale": 1.0}, (4, 1, 1), "a", True)
+    kernel = kernels.ATTENTION_LATENT.variant(**macros)
+    launch = Launch(kernel, {}, spec, {"heads": 20, "scale": 1.0}, (4, 1, 1), "a", True)
     row = "\tv_add_f32 v0, v0, v0 ; 0\n"
-    assembly = f"BB0:\n{row * 16}BB1:\n{row * 3}\ts_cbranch_scc1 BB1 ; 0\nBB2:\n{row}\ts_branch BB0 ; 0\n"
+    first = f"BB1:\n{row * 3}\ts_cbranch_scc1 BB1 ; 0\n"
+    second = f"BB2:\n{row * 5}\ts_cbranch_scc1 BB2 ; 0\n"
+    assembly = f"BB0:\n{row * 16}{first}{second}BB3:\n{row}\ts_branch BB0 ; 0\n"
     cost = unit_cost(launch, assembly, 64, None)
     assert cost is not None
-    assert cost.valu == pytest.approx((16 + 1 + 8 * 3) * 64 / (8 * 5))
-    assert cost.bytes_read == 2 * 576 / 20
-    copied = unit_cost(replace(launch, kernel=kernels.ATTENTION_LATENT_V), assembly, 64, None)
-    assert copied is not None
-    assert copied.bytes_read == 2 * (576 + 512) / 20
+    assert cost.valu == pytest.approx((16 + 1 + 3 * scoring + 5 * taking) * 64 / (8 * 5))
+    unrolled = f"BB0:\n{row * 16}{first}BB3:\n{row}\ts_branch BB0 ; 0\n"
+    assert unit_cost(launch, unrolled, 64, None) is None
+
+
+def test_a_row_is_read_once_for_all_heads() -> None:
+    spec = {"LATENT": 512, "ROPE": 64, "HEADS": 5, "TILE": 8, "SPLITS": 1, "LATENT_PAIRS": 4, "ROPE_PAIRS": 1}
+    launch = Launch(kernels.ATTENTION_LATENT, {}, spec, {"heads": 20, "scale": 1.0}, (4, 1, 1), "a", True)
+    loop = "BB{0}:\n\ts_cbranch_scc1 BB{0} ; 0\n"
+    assembly = "BB0:\n" + loop.format(1) + loop.format(2) + "BB3:\n\ts_branch BB0 ; 0\n"
+    for kernel, numbers in ((kernels.ATTENTION_LATENT, 576), (kernels.ATTENTION_LATENT_V, 576 + 512)):
+        cost = unit_cost(replace(launch, kernel=kernel), assembly, 64, None)
+        assert cost is not None
+        assert cost.bytes_read == 2 * numbers / 20
 
 
 def test_every_format_has_its_variants() -> None:

@@ -79,7 +79,7 @@ def test_routed_experts_work_on_pairs_and_not_on_their_grids_room() -> None:
 
 
 def test_attention_sees_what_is_before_a_token_and_itself() -> None:
-    found = amount_of("attention_latent latent=512 rope=64 heads=5 tile=8 splits=1 *")
+    found = amount_of("attention_latent latent=512 rope=64 heads=5 tile=64 splits=1 *")
     pairs = sum(CONTEXT + token + 1 for token in range(CHUNK))
     assert (found.unit, found.units) == ("cache row and head", pairs * 20)
     assert found.flops == 2 * pairs * 20 * (576 + 512)
@@ -91,7 +91,7 @@ def test_attention_sees_what_is_before_a_token_and_itself() -> None:
 
 
 def test_a_shard_of_a_cache_holds_a_part_of_the_positions() -> None:
-    name = "attention_latent shard latent=512 rope=64 heads=5 tile=8 splits=1 *"
+    name = "attention_latent shard latent=512 rope=64 heads=5 tile=64 splits=1 *"
     found = variant(name)
     push = found.launch.push
     job = BenchJob.of(found, GLM)

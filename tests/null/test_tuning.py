@@ -141,7 +141,7 @@ def test_a_wrong_choice_is_refused_and_a_wrong_present_one_ends_it() -> None:
     assert str(caught.value) == "the present choice, matvec rows=4, is wrong: a case: y is 0, expected 1"
 
 
-ATTENTION = "attention_latent latent=512 rope=64 heads=5 tile=8 splits=64 latent_pairs=4 rope_pairs=1"
+ATTENTION = "attention_latent latent=512 rope=64 heads=5 tile=64 splits=64 latent_pairs=4 rope_pairs=1"
 
 
 def test_attention_is_cut_as_stored(path: Path) -> None:
@@ -154,8 +154,8 @@ def test_attention_is_cut_as_stored(path: Path) -> None:
     store(found, WIDE)
     device = DryDevice(WIDE, load_tuning(WIDE))
     token, chunk = (AttentionShape.choose(device, GLM, Q.F16, tokens) for tokens in (1, 2))
-    assert (token.heads, token.tile, token.splits) == (10, 8, 128)
-    assert (chunk.heads, chunk.tile, chunk.splits) == (5, 8, 1)
+    assert (token.heads, token.tile, token.splits) == (10, 64, 128)
+    assert (chunk.heads, chunk.tile, chunk.splits) == (5, 64, 1)
 
 
 @pytest.mark.parametrize(
@@ -204,13 +204,13 @@ def test_a_sweep_goes_on_where_a_variant_cannot_take_the_values(
 ) -> None:
     """Of a chunk, whose cache is never split, and of a kernel with nothing to choose; what was timed is shown."""
     monkeypatch.setattr("harness.oracles.client.OracleRunner", lambda device: Device(lambda spec, run: spec["SPLITS"]))
-    chunk = variant("attention_latent latent=512 rope=64 heads=5 tile=8 splits=1 *").name
+    chunk = variant("attention_latent latent=512 rope=64 heads=5 tile=64 splits=1 *").name
     refusal = f"--sweep: {chunk} has SPLITS 64, expected 1 to 1; choose other values"
     shape = ["--context", "248", "--chunk", "8", "--repeats", "3"]
     bench = ["shaders", "bench", "silu_mul", "attention_latent latent=512", *shape, "--sweep", "SPLITS=64,128"]
     assert main(bench) == 1
     out = capsys.readouterr().out
-    assert "attention_latent heads=5 tile=8 splits=128" in out
+    assert "attention_latent heads=5 tile=64 splits=128" in out
     assert out.endswith(
         f"FAIL  {chunk}: not timed: {refusal}\n"
         "FAIL  silu_mul: not timed: silu_mul has no constants to choose, expected a variant of matvec, matvec_rows, "
