@@ -22,6 +22,7 @@ from model.launches import planned_launches
 from model.layout import CACHE_TYPES, PATHS, PLAIN_CACHE_TYPES, CacheLayout, Path
 from model.linear import ROLES, purpose, usual
 from model.mix import mix_types
+from model.prompt_attention import TILED_FROM
 from model.tensors import SUPPORTED_TYPES, file_tensors
 from model.weights import NARROW_SUBGROUP
 from vkbackend import health, peaks, staging
@@ -212,7 +213,7 @@ def _cache_variants(config: ModelConfig, mix: str, info: DeviceInfo, shape: Shap
             if latent:
                 # The sums of shards grow with the chunk and must be bound too; a small one changes grids alone.
                 rows = LEAST_BINDING // typed.row_bytes(two.latent_dim)
-                wanted.append((replace(shape, n_ctx=2 * rows, chunk=8), narrow))
+                wanted.append((replace(shape, n_ctx=2 * rows, chunk=TILED_FROM), narrow))
             for planned, device in wanted:
                 made = _planned(two, types, typed, device, planned, "mix")
                 yield from (variant for variant in made if _of_a_cache(variant.launch))

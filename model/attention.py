@@ -120,11 +120,33 @@ class AttentionBlock:
 
     def emit(self, program: Program, scratch: Scratch, tokens: int) -> None:
         """x += attention(norm(x)) for ``tokens`` (1, or the chunk's capacity)."""
-        self._queries_and_latent(program, scratch, tokens)
         if self.cache.latent:
+            self.emit_before(program, scratch, tokens)
             self._latent(program, scratch, tokens)
+            self.emit_after(program, scratch, tokens)
         elif self.cache.keys_per_head is not None and self.cache.values_per_head is not None:
+            self._queries_and_latent(program, scratch, tokens)
             self._per_head(program, scratch, tokens, self.cache.keys_per_head, self.cache.values_per_head)
+            self._output(program, scratch, tokens)
+
+    def emit_before(self, program: Program, scratch: Scratch, tokens: int) -> None:
+        """Latent paths: the tokens' rows to the cache, their absorbed queries to ``q_latent``."""
+        self._queries_and_latent(program, scratch, tokens)
+        self._store_latent(program, scratch, tokens)
+        c = self.config
+        self._rope_query(program, scratch, tokens, "q_latent", c.latent_dim, c.kv_lora)
+        nope = View(scratch["q"], batch=c.key_dim, token=c.n_head * c.key_dim)
+        absorbed = View(scratch["q_latent"], batch=c.latent_dim, token=c.n_head * c.latent_dim)
+        self._linear(program, scratch, tokens, "attn_k_b", nope, absorbed)
+
+    def emit_after(self, program: Program, scratch: Scratch, tokens: int) -> None:
+        """Latent paths: x += output(``latent_out``)."""
+        c = self.config
+        out = View(scratch["latent_out"], batch=c.kv_lora, token=c.n_head * c.kv_lora)
+        self._linear(program, scratch, tokens, "attn_v_b", out, self._heads_view(scratch))
+        self._output(program, scratch, tokens)
+
+    def _output(self, program: Program, scratch: Scratch, tokens: int) -> None:
         c = self.config
         heads = View(scratch["heads"], token=c.n_head * c.v_head)
         self._linear(
@@ -185,8 +207,8 @@ class AttentionBlock:
         c = self.config
         return {"latent": c.kv_lora, "rope": c.qk_rope, "n_high": scratch.n_high, "eps": float(c.rms_eps)}
 
-    def _latent(self, program: Program, scratch: Scratch, tokens: int) -> None:
-        c, shards = self.config, self.cache.latent
+    def _store_latent(self, program: Program, scratch: Scratch, tokens: int) -> None:
+        shards = self.cache.latent
         for shard in shards:
             values = {} if shard.values is None else {"values": shard.values}
             kernel = kernels.LATENT_CACHE_V if values else kernels.LATENT_CACHE
@@ -207,11 +229,9 @@ class AttentionBlock:
                 (tokens, 1, 1),
                 push=push,
             )
-        self._rope_query(program, scratch, tokens, "q_latent", c.latent_dim, c.kv_lora)
-        nope = View(scratch["q"], batch=c.key_dim, token=c.n_head * c.key_dim)
-        absorbed = View(scratch["q_latent"], batch=c.latent_dim, token=c.n_head * c.latent_dim)
-        self._linear(program, scratch, tokens, "attn_k_b", nope, absorbed)
 
+    def _latent(self, program: Program, scratch: Scratch, tokens: int) -> None:
+        c, shards = self.config, self.cache.latent
         splits = self._shape(tokens).splits
         slots = splits * len(shards)
         for index, shard in enumerate(shards):
@@ -223,8 +243,6 @@ class AttentionBlock:
                 (tokens * c.n_head, 1, 1),
                 push={"latent": c.kv_lora, "splits": slots},
             )
-        out = View(scratch["latent_out"], batch=c.kv_lora, token=c.n_head * c.kv_lora)
-        self._linear(program, scratch, tokens, "attn_v_b", out, self._heads_view(scratch))
 
     def _attend(
         self, program: Program, scratch: Scratch, tokens: int, shard: LatentShard, splits: int, slot: int, slots: int

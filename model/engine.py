@@ -19,6 +19,7 @@ from model.device_weights import DeviceWeights, fallback_bytes, predicted_bytes
 from model.forward import Forward
 from model.gguf_file import GGUFFile
 from model.layout import CacheLayout, Path, active_weight_bytes, get_path, require_whole_words
+from model.prompt_attention import PromptShape
 from model.scratch import SLACK_BYTES, Scratch, scratch_bytes
 from model.tensors import expected_tensors, require_supported
 from model.tokenizer import Tokenizer
@@ -112,13 +113,24 @@ def require_session(
     if chunk is not None and chunk < 1:
         raise InputError(f"chunk {chunk}; expected at least 1: choose a larger one")
     require_whole_words(config, get_path(path.name, path.cache_type))
-    limit, splits = buffer_limit(device), AttentionShape.choose(device, config, path.kind, 1).splits
+    splits = AttentionShape.choose(device, config, path.kind, 1).splits
 
     def scratch(n: int) -> dict[str, int]:
-        width, positions = chunk_capacity(config, path, n, limit, chunk), cache_capacity(n)
-        return scratch_bytes(config, path, positions, width, splits, len(latent_ranges(config, path, positions, limit)))
+        width = chunk_capacity(config, path, n, buffer_limit(device), chunk)
+        return session_scratch(device, config, path, n, width, splits)
 
     require_fit(device, config, path, n_ctx, scratch, weights)
+
+
+def session_scratch(
+    device: Device, config: ModelConfig, path: Path, n_ctx: int, chunk: int, splits: int
+) -> dict[str, int]:
+    """Bytes of a session's activation buffers by name, for chunks of ``chunk`` tokens and ``splits`` of one token."""
+    positions = cache_capacity(n_ctx)
+    shards = len(latent_ranges(config, path, positions, buffer_limit(device)))
+    tiled = PromptShape.choose(device, config, path, positions, chunk)
+    words = {} if tiled is None else tiled.scratch_elements(device, config, path, chunk)
+    return scratch_bytes(config, path, positions, chunk, splits, shards, words)
 
 
 class Session:
@@ -140,8 +152,7 @@ class Session:
         self.model, self.path = model, path
         self.chunk = chunk_capacity(config, path, n_ctx, buffer_limit(device), chunk)
         one, several = (AttentionShape.choose(device, config, path.kind, tokens) for tokens in (1, 2))
-        shards = len(latent_ranges(config, path, cache_capacity(n_ctx), buffer_limit(device)))
-        sizes = scratch_bytes(config, path, cache_capacity(n_ctx), self.chunk, one.splits, shards)
+        sizes = session_scratch(device, config, path, n_ctx, self.chunk, one.splits)
         self.n_ctx = n_ctx
         with ExitStack() as made:  # what exists already is given back when the next part fails
             self._cache = Cache(device, config, path, n_ctx)
@@ -187,7 +198,7 @@ class Session:
         for start in range(0, len(tokens), self.chunk):
             piece = tokens[start : start + self.chunk]
             self._set(piece)
-            self._forward.chunk.run(items=len(piece), depth=self.n_past + len(piece))
+            self._forward.prompt(self.n_past, len(piece))
             if want == "all":
                 program, out = self._forward.head_all()
                 program.run(items=len(piece))
@@ -280,15 +291,19 @@ class Session:
         self.n_past = n_past
 
     def launches(self) -> dict[str, list[Launch]]:
-        """What a decoded token, a whole prompt chunk, and all logits of a chunk ("head_all") launch."""
+        """What a decoded token, a whole prompt chunk, and all logits of a chunk ("head_all") launch; and "tiled", where
+        the session has tiles, a chunk in tiles, each layer's tile once."""
         forward = self._forward
         programs = {"decode": forward.decode, "chunk": forward.chunk, "head_all": forward.head_all()[0]}
-        return {name: program.launches for name, program in programs.items()}
+        tiled = forward.tiled_launches
+        return {name: program.launches for name, program in programs.items()} | ({"tiled": tiled} if tiled else {})
 
     def launch_counts(self) -> dict[str, int]:
-        """How many launches a decoded token and a prompt chunk take, and the last token's logits after a prompt."""
+        """How many launches a decoded token and a prompt chunk take, and the last token's logits after a prompt;
+        "tiled" as in ``launches``."""
         forward = self._forward
-        return {program.name: len(program.launches) for program in (forward.decode, forward.chunk, forward.head_last)}
+        counts = {program.name: len(program.launches) for program in (forward.decode, forward.chunk, forward.head_last)}
+        return counts | ({"tiled": len(forward.tiled_launches)} if forward.tiled_launches else {})
 
     def close(self) -> None:
         """Give cache and scratch memory back."""

@@ -14,10 +14,12 @@ from model.device_weights import DeviceWeights
 from model.feed_forward import FeedForwardBlock
 from model.layout import CacheLayout, Path
 from model.linear import View, linear
+from model.prompt_attention import TILED_FROM, PromptShape
 from model.scratch import ARGMAX_GROUPS, Scratch
+from model.tiled_prompt import TiledPrompt
 from vkbackend.buffer import Buffer
 from vkbackend.device import Device
-from vkbackend.program import Program
+from vkbackend.program import Launch, Program
 
 
 class Forward:
@@ -55,7 +57,22 @@ class Forward:
         self.head_last = Program(device, "head_last")
         self._head_last(self.head_last)
         self._device, self._chunk = device, chunk
+        shape = PromptShape.choose(device, config, path, cache.n_ctx, chunk)
+        self._tiled = None if shape is None else TiledPrompt(device, self._embed, self._blocks, scratch, shape, chunk)
         self._head_all: tuple[Program, Buffer] | None = None
+
+    def prompt(self, n_past: int, n_tokens: int) -> None:
+        """Run ``n_tokens`` of a chunk, which the parameters hold, after ``n_past`` positions: in tiles where they are
+        enough to pay."""
+        if self._tiled is not None and n_tokens >= TILED_FROM:
+            self._tiled.run(n_past, n_tokens)
+        else:
+            self.chunk.run(items=n_tokens, depth=n_past + n_tokens)
+
+    @property
+    def tiled_launches(self) -> list[Launch]:
+        """What a chunk in tiles launches, each layer's tile once; none where the session has no tiles."""
+        return [] if self._tiled is None else self._tiled.launches()
 
     def _layer(self, program: Program, index: int, tokens: int) -> None:
         attention, feed_forward = self._blocks[index]
@@ -121,6 +138,8 @@ class Forward:
         """Give back what the programs own beyond the session's buffers."""
         for program in (self.decode, self.chunk, self.head_last):
             program.free()
+        if self._tiled is not None:
+            self._tiled.free()
         if self._head_all is not None:
             self._head_all[0].free()
             self._head_all[1].free()

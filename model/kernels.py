@@ -92,6 +92,20 @@ ATTENTION_LATENT_V = Kernel(
 ATTENTION_COMBINE = Kernel(
     "attention_combine.comp", (("parts", "r"), ("stats", "r"), ("out", "w")), push=("latent", "splits")
 )
+# A long prompt chunk's attention, tile by tile (model/prompt_attention.py).
+PROMPT_ROWS = Kernel("prompt_rows.comp", (("cache", "r"), ("rows", "w"), ("tile", "r")), push=("pairs", "words"))
+PROMPT_SCORES = Kernel(
+    "prompt_scores.comp",
+    (("q", "r"), ("keys", "r"), ("scores", "w"), _PARAMS, ("tile", "r")),
+    ("POSITIONS", "TOKENS"),
+    ("quads", "q_token", "q_head", "key_row", "key_head", "chunk", "tile", "scale"),
+)
+PROMPT_VALUES = Kernel(
+    "prompt_values.comp",
+    (("scores", "r"), ("values", "r"), ("out", "rw"), ("stats", "rw"), _PARAMS, ("tile", "r")),
+    ("TOKENS",),
+    ("heads", "columns", "blocks", "value_row", "value_head", "chunk", "tile"),
+)
 CACHE_PER_HEAD = Kernel(
     "cache_per_head.comp",
     (("k_nope", "r"), ("latent_rope", "r"), ("v_new", "r"), _PARAMS, ("k_cache", "w"), ("v_cache", "rw")),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from model.config import ModelConfig
@@ -17,7 +19,7 @@ SLACK = 32
 SLACK_BYTES = 4 * SLACK
 ARGMAX_GROUPS = 64
 # What the host writes or reads around a token; all else is touched by kernels alone.
-_USES = {"params": Use.PARAMETERS, "token": Use.RESULTS, "logits": Use.RESULTS}
+_USES = {"params": Use.PARAMETERS, "tile": Use.PARAMETERS, "token": Use.RESULTS, "logits": Use.RESULTS}
 
 
 def rope_tables(config: ModelConfig, n_ctx: int) -> tuple[np.ndarray, int]:
@@ -32,8 +34,16 @@ def rope_tables(config: ModelConfig, n_ctx: int) -> tuple[np.ndarray, int]:
     return table.astype(np.float32), n_high
 
 
-def scratch_bytes(config: ModelConfig, path: Path, n_ctx: int, chunk: int, splits: int, shards: int) -> dict[str, int]:
-    """Bytes of every activation buffer by name, from arithmetic alone.
+def scratch_bytes(
+    config: ModelConfig,
+    path: Path,
+    n_ctx: int,
+    chunk: int,
+    splits: int,
+    shards: int,
+    tiled: Mapping[str, int] | None = None,
+) -> dict[str, int]:
+    """Bytes of every activation buffer by name, from arithmetic alone; ``tiled`` are words that a chunk's tiles take.
 
     ``[T]`` below is the chunk's capacity in tokens, H heads, S the sums that a head's attention is made of:
     for a single token ``splits`` for each of the latent cache's ``shards``, for a chunk one where there are several.
@@ -79,7 +89,7 @@ def scratch_bytes(config: ModelConfig, path: Path, n_ctx: int, chunk: int, split
             "parts": sums * c.n_head * c.kv_lora,  # [T, H, S, kv_lora]
             "stats": 2 * sums * c.n_head,
         }
-    return {name: 4 * n + SLACK_BYTES for name, n in elements.items() if n}
+    return {name: 4 * n + SLACK_BYTES for name, n in (elements | dict(tiled or {})).items() if n}
 
 
 class Scratch:

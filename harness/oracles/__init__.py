@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from harness.oracles import activations, attention, caches, embedding, linear, routing, transfers
+from harness.oracles import activations, attention, caches, embedding, linear, prompt_attention, routing, transfers
 from harness.oracles.case import Case, Target
 
 Oracle = Callable[[Target, np.random.Generator], Iterator[Case]]
@@ -32,6 +32,9 @@ ORACLES: dict[str, Oracle] = {
     "peak_arithmetic.comp": transfers.arithmetic_cases,
     "peak_read.comp": transfers.read_cases,
     "probe_subgroup.comp": transfers.probe_cases,
+    "prompt_rows.comp": prompt_attention.rows_cases,
+    "prompt_scores.comp": prompt_attention.scores_cases,
+    "prompt_values.comp": prompt_attention.values_cases,
     "rms_norm.comp": activations.norm_cases,
     "rope_query.comp": caches.rope_cases,
     "route.comp": routing.route_cases,

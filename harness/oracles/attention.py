@@ -36,16 +36,28 @@ def attended(
     for t in range(q.shape[0]):
         n = n_past + t + 1
         scores = scale * q64[t] @ rows64[:n].T  # [H, n]
-        weights = softmax(scores)
-        out[t] = weights @ values64[:n]
-        # A score sums R + P products, in lanes or parts of a row; a weight is exp of it (3 + 2 |x| places), rescaled at
-        # each tile and divided by a sum that is off by as much again; the output sums n weighted values.
+        # A score sums R + P products, in lanes or parts of a row.
         sums = scale * np.abs(q64[t]) @ np.abs(rows64[:n]).T
         score_error = 0.0 if exact else U * (q.shape[-1] + 3) * sums.max(axis=1, keepdims=True)
-        spread = np.ptp(scores, axis=1, keepdims=True)
-        relative = 2 * (score_error + 2 * U * (3 + 2 * spread) + U * n)
-        error[t] = (relative + U * n) * (weights @ np.abs(values64[:n]))
+        out[t], error[t] = attended_scores(scores, values64[:n], score_error)
     return out, error
+
+
+def attended_scores(scores: Doubles, values: Doubles, score_error: Doubles | float) -> tuple[Doubles, Doubles]:
+    """softmax(scores) @ values in float64, and what f32 may differ by. scores [H, n], values [n, R] or [H, n, R].
+
+    A weight is exp of a score (3 + 2 |x| places), rescaled at each tile and divided by a sum that is off by as much
+    again; the output sums n weighted values.
+    """
+    n, weights = scores.shape[-1], softmax(scores)
+    spread = np.ptp(scores, axis=1, keepdims=True)
+    relative = 2 * (score_error + 2 * U * (3 + 2 * spread) + U * n)
+    return _weighted(weights, values), (relative + U * n) * _weighted(weights, np.abs(values))
+
+
+def _weighted(weights: Floating, values: Doubles) -> Doubles:
+    """Each head's sum of ``values``, of all heads or its own."""
+    return weights @ values if values.ndim == 2 else (weights[:, None] @ values)[:, 0]
 
 
 def attention_spec(

@@ -179,6 +179,13 @@ def _maxima_and_sums(inputs: Inputs, name: str) -> Array:
     return pairs
 
 
+def _tile(inputs: Inputs, name: str) -> Array:
+    """First position and positions of a tile that lies before the chunk (shaders/prompt_rows.comp)."""
+    job = inputs._job
+    capacity = int(job.push.get("tile", job.choices[0].grid[0]))
+    return np.array([job.push.get("first", 0), min(capacity, job.n_past)], np.uint32)
+
+
 # silu(g) * 3 has the fixed point g = -log 2, which every g below 0 draws near to: whatever the number of launches in
 # place, no number grows, or shrinks to one that some processors compute with slowly.
 def _gate(inputs: Inputs, name: str) -> Array:
@@ -193,6 +200,8 @@ _SPECIAL: dict[tuple[str, str], Callable[[Inputs, str], Array]] = {
     **{("", name): _cached for name in _NOT_FLOATS},
     ("", "params"): _params,
     ("", "experts"): _experts,
+    ("", "tile"): _tile,
+    ("", "keys"): _cached,
     ("group_by_expert.comp", "chosen"): _chosen,
     ("matmul.comp", "counts"): _counts,
     ("matmul.comp", "pairs"): _pairs,

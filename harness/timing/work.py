@@ -105,6 +105,31 @@ def _attention(job: BenchJob) -> Amount:
     return Amount(WORK[job.kernel.file].unit, units, rows * row + queries, sums, flops)
 
 
+def _rows_of_a_tile(job: BenchJob) -> Amount:
+    positions = min(job.choices[0].grid[0], job.n_past)
+    row, halves = latent_row_bytes(2 * int(job.push["pairs"]), cache_kind(job.kernel)), 2 * job.push["words"]
+    return Amount(ELEMENT, positions * halves, positions * row, 2 * positions * halves)
+
+
+def tile_pairs(job: BenchJob) -> int:
+    """Positions of the timed tile, all before the chunk, by tokens and heads."""
+    return min(int(job.push["tile"]), job.n_past) * job.tokens * job.choices[0].grid[2]
+
+
+def _scores(job: BenchJob) -> Amount:
+    pairs, width = tile_pairs(job), 4 * int(job.push["quads"])
+    queries = job.tokens * job.choices[0].grid[2]
+    keys = pairs // job.tokens if job.push["key_head"] else pairs // queries
+    return Amount("score", pairs, width * (F32 * queries + 2 * keys), F32 * pairs, 2 * pairs * width)
+
+
+def _values(job: BenchJob) -> Amount:
+    pairs, columns = tile_pairs(job), int(job.push["columns"])
+    queries = job.tokens * job.choices[0].grid[2]
+    values = pairs // job.tokens if job.push["value_head"] else pairs // queries
+    return Amount("score", pairs, F32 * pairs + 2 * values * columns, F32 * queries * columns, 2 * pairs * columns)
+
+
 def _elements(
     read: Callable[[BenchJob], float],
     written: Callable[[BenchJob], float],
@@ -178,6 +203,9 @@ _AMOUNTS: dict[str, Callable[[BenchJob], Amount]] = {
         _per_token("width"),
         _per_token("width"),
     ),
+    "prompt_rows.comp": _rows_of_a_tile,
+    "prompt_scores.comp": _scores,
+    "prompt_values.comp": _values,
     "rms_norm.comp": _norm,
     "rope_query.comp": _elements(_rope, _rope),
     "route.comp": _elements(lambda j: (j.tokens + 1) * j.push["experts"], lambda j: 2 * j.tokens * j.push["used"]),

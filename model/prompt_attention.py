@@ -1,0 +1,192 @@
+"""Attention of a long prompt chunk over the latent cache, a tile of positions at a time, as plain tiled products.
+
+Each launch shares what it loads between a tile of positions and a block of tokens: scores of a tile go to scratch, from
+where the values' product takes them with online softmax and joins tile to tile. The host replays a layer's program for
+each tile that is filled, so nothing is recorded for the rest of the context.
+
+Letters: T tokens of the chunk, H heads, R kv_lora, P qk_rope, S positions of a tile.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gguf import GGMLQuantizationType
+
+from model import kernels
+from model.attention import AttentionBlock
+from model.cache import LatentShard
+from model.config import ModelConfig
+from model.layout import CacheLayout, Path
+from model.scratch import SLACK_BYTES, Scratch
+from vkbackend.buffer import Buffer
+from vkbackend.device import Device
+from vkbackend.memory import buffer_limit
+from vkbackend.program import Program
+
+# Tokens from which tiles are worth it: a block's tokens share what is loaded (results/performance-log.md).
+TILED_FROM = 16
+# A lane's share of a launch: positions by tokens of scores, tokens of values. On lavapipe 4 x 16 scores reach 56
+# GFLOP/s of its cores' time, 2 x 16 47, 8 x 16 52; 16 tokens' values 50, 8 tokens' 40, 32 as much but 3 s to compile.
+_POSITIONS_CPU, _POSITIONS_GPU = 4, 2
+_TOKENS = 16
+_VALUE_TOKENS_CPU, _VALUE_TOKENS_GPU = 16, 4
+_MOST_SCORES = 64 * 2**20  # bytes of a tile's scores, which shorten the tile where there are many tokens
+_MOST_POSITIONS = 2048  # of a tile: past it, joining tiles costs nothing any more
+_EIGHT = 8  # halves that a lane loads at once; a tile's rows are whole eights
+
+
+def eights(width: int) -> int:
+    """Loads of eight halves that a tile's row of ``width`` numbers is."""
+    return -(-width // _EIGHT)
+
+
+@dataclass(frozen=True)
+class PromptShape:
+    """How the tiled kernels are cut for a device.
+
+    Attributes:
+        tile: positions, whole loads of scores by a subgroup.
+        positions, tokens: that a lane, and a workgroup, of scores has.
+        value_tokens: that a workgroup of values has.
+    """
+
+    tile: int
+    positions: int
+    tokens: int
+    value_tokens: int
+
+    @classmethod
+    def choose(cls, device: Device, config: ModelConfig, path: Path, n_ctx: int, chunk: int) -> PromptShape | None:
+        """None where tiles do not serve: a cache per head, or of f32, whose numbers halves would round; a chunk that is
+        too short, or too long for one binding; rows that are no whole vec4s."""
+        widths = (config.kv_lora, config.latent_dim)
+        latent = path.layout is not CacheLayout.PER_HEAD and path.kind is not GGMLQuantizationType.F32
+        if not latent or chunk < TILED_FROM or any(width % 4 for width in widths):
+            return None
+        cpu = device.info.kind == "cpu"
+        whole, limit = 4 * device.subgroup_size, buffer_limit(device) - SLACK_BYTES
+        a_position = 4 * config.n_head * chunk, 2 * _EIGHT * eights(config.latent_dim)  # bytes of scores, of a row
+        most = min(_MOST_POSITIONS, _MOST_SCORES // a_position[0], -(-n_ctx // whole) * whole)
+        tile = min(max(whole, most), limit // max(a_position)) // whole * whole
+        if tile == 0:
+            return None
+        return cls(
+            tile,
+            _POSITIONS_CPU if cpu else _POSITIONS_GPU,
+            _TOKENS,
+            _VALUE_TOKENS_CPU if cpu else _VALUE_TOKENS_GPU,
+        )
+
+    def column_block(self, device: Device, columns: int) -> int:
+        """Columns of a value that a workgroup makes: eight a lane, or four where a subgroup has them all by that."""
+        lanes = device.subgroup_size
+        return lanes * (4 if columns <= 4 * lanes else _EIGHT)
+
+    def scratch_elements(self, device: Device, config: ModelConfig, path: Path, chunk: int) -> dict[str, int]:
+        """32-bit words of each buffer by name."""
+        c = config
+        blocks = -(-c.kv_lora // self.column_block(device, c.kv_lora))
+        rows = {"tile_rows": self.tile * eights(c.latent_dim) * _EIGHT // 2}  # halves [S, R + P]
+        if path.layout is CacheLayout.LATENT_V:
+            rows["tile_values"] = self.tile * eights(c.kv_lora) * _EIGHT // 2  # halves [S, R]
+        return {
+            "tile": 2,  # first position, positions
+            "tile_scores": c.n_head * chunk * self.tile,  # [H, T, S]
+            "tile_stats": 2 * chunk * c.n_head * blocks,  # [T, H, block]
+            **rows,
+        }
+
+
+@dataclass(frozen=True)
+class PromptAttention:
+    """One layer's attention for a chunk, in tiles."""
+
+    block: AttentionBlock
+    shape: PromptShape
+
+    def emit_tile(self, program: Program, scratch: Scratch, chunk: int) -> None:
+        """What the tile that scratch's ``tile`` names adds to ``latent_out``, the queries being in ``q_latent``."""
+        c, cache = self.block.config, self.block.cache
+        shards = cache.latent
+        for shard in shards:
+            self._rows(program, scratch, shard, shard.latent, c.latent_dim, "tile_rows")
+            if shard.values is not None:
+                self._rows(program, scratch, shard, shard.values, c.kv_lora, "tile_values")
+        key_row = eights(c.latent_dim)
+        copied = shards[0].values is not None
+        self._scores(program, scratch, chunk, scratch["q_latent"], c.latent_dim, scratch["tile_rows"], key_row)
+        values, value_row = ("tile_values", eights(c.kv_lora)) if copied else ("tile_rows", key_row)
+        self._values(program, scratch, chunk, scratch[values], value_row, c.kv_lora, scratch["latent_out"])
+
+    def _rows(
+        self, program: Program, scratch: Scratch, shard: LatentShard, source: Buffer, width: int, target: str
+    ) -> None:
+        """The tile's rows of ``width`` numbers, as far as the shard has them."""
+        kernel = kernels.for_cache(kernels.PROMPT_ROWS, self.block.cache.cache_type)
+        push: dict[str, int | float] = {"pairs": width // 2, "words": eights(width) * _EIGHT // 2}
+        if len(self.block.cache.latent) > 1:
+            kernel = kernels.for_shard(kernel, kernels.SHARD_PUSH)
+            push |= {"first": shard.first, "last": shard.end}
+        buffers = {"cache": source, "rows": scratch[target], "tile": scratch["tile"]}
+        program.launch(kernel, buffers, (self.shape.tile, 1, 1), push=push)
+
+    def _scores(
+        self, program: Program, scratch: Scratch, chunk: int, q: Buffer, width: int, keys: Buffer, key_row: int
+    ) -> None:
+        c, shape = self.block.config, self.shape
+        positions = shape.positions * program.device.subgroup_size
+        program.launch(
+            kernels.for_device(kernels.PROMPT_SCORES, program.device.info.kind),
+            {
+                "q": q,
+                "keys": keys,
+                "scores": scratch["tile_scores"],
+                "params": scratch["params"],
+                "tile": scratch["tile"],
+            },
+            (-(-shape.tile // positions), -(-chunk // shape.tokens), c.n_head),
+            spec={"POSITIONS": shape.positions, "TOKENS": shape.tokens},
+            push={
+                "quads": width // 4,
+                "q_token": c.n_head * width // 4,
+                "q_head": width // 4,
+                "key_row": key_row,
+                "key_head": 0,
+                "chunk": chunk,
+                "tile": shape.tile,
+                "scale": c.attn_scale,
+            },
+            deep=True,
+        )
+
+    def _values(
+        self, program: Program, scratch: Scratch, chunk: int, values: Buffer, row: int, columns: int, out: Buffer
+    ) -> None:
+        c, shape, device = self.block.config, self.shape, program.device
+        width = shape.column_block(device, columns)
+        kernel = kernels.for_device(kernels.PROMPT_VALUES, device.info.kind)
+        fours = width < _EIGHT * device.subgroup_size
+        program.launch(
+            kernel.variant(FOURS="1") if fours else kernel,
+            {
+                "scores": scratch["tile_scores"],
+                "values": values,
+                "out": out,
+                "stats": scratch["tile_stats"],
+                "params": scratch["params"],
+                "tile": scratch["tile"],
+            },
+            (-(-columns // width), -(-chunk // shape.value_tokens), c.n_head),
+            spec={"TOKENS": shape.value_tokens},
+            push={
+                "heads": c.n_head,
+                "columns": columns,
+                "blocks": -(-columns // width),
+                "value_row": 2 * row if fours else row,
+                "value_head": 0,
+                "chunk": chunk,
+                "tile": shape.tile,
+            },
+            deep=True,
+        )
