@@ -22,7 +22,7 @@ from vkbackend.buffer import Buffer
 from vkbackend.device import Device
 from vkbackend.errors import DeviceError
 from vkbackend.kernel import Kernel
-from vkbackend.pace import Cost, Piece, Segment, Work, cut, outgrown
+from vkbackend.pace import Cost, Pace, Piece, Segment, Work, cut, outgrown
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,7 @@ class _Recorded:
     barriers: list[bool]
     segments: list[Segment] = field(default_factory=list)
     sequences: list[Any] = field(default_factory=list)
+    paced: Pace | None = None  # that of the device when every launch's was known
 
 
 class Program:
@@ -130,9 +131,11 @@ class Program:
         """
         work = Work(items, depth)
         recorded = self._recorded = self._recorded or self._create()
-        if not all(self.device.pace.knows(launch.key) for launch in self.launches):
-            self._learn(recorded, work)
-            return
+        if recorded.paced is not self.device.pace:  # asked once: a pace that is known stays so
+            if not all(self.device.pace.knows(launch.key) for launch in self.launches):
+                self._learn(recorded, work)
+                return
+            recorded.paced = self.device.pace
         if not recorded.segments or outgrown(recorded.segments, work):
             self._cut(recorded, work)
         for segment, sequence in zip(recorded.segments, recorded.sequences, strict=True):
