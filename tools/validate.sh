@@ -3,8 +3,8 @@
 set -euo pipefail
 cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
 
-# Instrumented shaders compile several times slower: products run in their smallest tilings (tests/device/conftest.py), and
-# lavapipe leaves out LLVM's optimisations. Left out is what runs no kernel that the others do not: the commands and the
+# Instrumented shaders compile several times slower: their loops are not unrolled (tests/device/conftest.py), and lavapipe
+# leaves out LLVM's optimisations. Left out is what runs no kernel that the others do not: the commands and the
 # shader loop, which run the same programs in processes of their own, kernels broken on purpose, other tilings of the
 # same kernels, and tests of failures, leaks, losses and time; and the model of all tensor types, whose products with
 # each type take minutes to compile (tests/device/helpers.py).

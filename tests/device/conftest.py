@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import pytest
 from small_models import NAMES, SmallModel, open_small_model
 
-from model import linear
+from vkbackend import kernel
 from vkbackend.companion import messages
 from vkbackend.device import Device, open_device
 from vkbackend.errors import DeviceError
@@ -21,17 +21,9 @@ from vkbackend.physical import list_devices
 os.environ.setdefault("LATENTVK_VALIDATE", "core,sync,queue-sync")  # child processes inherit it
 os.environ.setdefault("LATENTVK_TUNING", "off")  # what a user measured is not what is tested
 if "gpu" in os.environ["LATENTVK_VALIDATE"].split(","):
-    # An instrumented product of 4 x 4 results a lane compiles for minutes; its addresses are those of the smallest one.
-    for tile, smallest in {
-        "MATVEC_ROWS": 2,
-        "MATVEC_ROWS_F32": 2,
-        "LANE_ROWS_IN_PIECES": 2,
-        "MATMUL_NARROW": (1, 2),
-        "MATMUL_NARROW_IN_PIECES": (1, 2),
-        "MATMUL_WIDE": (1, 2),
-    }.items():
-        assert hasattr(linear, tile)
-        setattr(linear, tile, smallest)
+    # Each load is instrumented, and compiles for seconds: without unrolling there is one of each.
+    compile_shader = kernel.compile_shader
+    kernel.compile_shader = lambda file, macros: compile_shader(file, {**macros, "unroll": "dont_unroll"})
 CHECKED = pytest.StashKey[list[int]]()  # tests watched, messages left
 
 
