@@ -21,10 +21,11 @@ from vkbackend.tuning import Entry
 
 Q = GGMLQuantizationType
 
-# One token. Wide subgroups: matvec.comp, this many rows a subgroup (F32 has the most words a row, so fewer).
+# One token. Wide subgroups: matvec.comp, this many rows a subgroup: RADV makes 48 registers of two on phoenix, 10 waves
+# a SIMD to hide loads by, for nearly all formats; of four 64, 8 waves.
 # Narrow ones (lavapipe's 8): matvec_rows.comp, this many rows a lane, which share the inputs: many pay where blocks are
 # read as texels; elsewhere most time goes into loading them lane by lane (results/performance-log.md).
-MATVEC_ROWS, MATVEC_ROWS_F32 = 4, 2
+MATVEC_ROWS = 2
 LANE_ROWS, LANE_ROWS_IN_PIECES = 1, 8
 # A chunk: rows a lane by tokens of matmul.comp. On lavapipe 2 x 16 is slower than 2 x 4 and takes five times as long to
 # compile; 4 x 4 takes 0.86 of its time for Q4_K as texels. RADV on phoenix predicts 22% less time a result for 2 x 8
@@ -108,7 +109,7 @@ def usual(kind: GGMLQuantizationType, tokens: int, lanes: int) -> Entry:
     if narrow:
         rows = LANE_ROWS_IN_PIECES if in_pieces else LANE_ROWS
         return Entry(kernels.MATVEC_ROWS.file, {"ROWS": rows})
-    return Entry(kernels.MATVEC.file, {"ROWS": MATVEC_ROWS_F32 if kind is Q.F32 else MATVEC_ROWS})
+    return Entry(kernels.MATVEC.file, {"ROWS": MATVEC_ROWS})
 
 
 def linear(

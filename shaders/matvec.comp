@@ -48,18 +48,26 @@ void main() {
     uint last = live_rows() - 1u, end = live_units();
     for (uint u = lane; u < end; u += gl_SubgroupSize) {
         uint xa = x_base + (column_a(u) >> 2), xb = x_base + (column_b(u) >> 2);
-        vec4 a[4], b[4];
-        vec4 ones_a = vec4(0.0), ones_b = vec4(0.0);
-        [[unroll]] for (uint i = 0u; i < 4u; i++) {
-            a[i] = x[xa + i]; ones_a += a[i];
-            b[i] = x[xb + i]; ones_b += b[i];
-        }
-        float sum_a = dot(ones_a, vec4(1.0)), sum_b = dot(ones_b, vec4(1.0));
-        [[unroll]] for (uint r = 0u; r < ROWS; r++) {
-            Unit w = unit_of_row(block_at(row_base + min(first + r, last), units / UNITS_A_BLOCK), u);
-            vec4 pa = w.q[0] * a[0], pb = w.q[4] * b[0];
-            [[unroll]] for (uint i = 1u; i < 4u; i++) { pa += w.q[i] * a[i]; pb += w.q[4u + i] * b[i]; }
-            acc[r] += w.da * dot(pa, vec4(1.0)) - w.ma * sum_a + w.db * dot(pb, vec4(1.0)) - w.mb * sum_b;
+#ifdef DECODED_AT_ONCE
+        Unit w[ROWS];
+        [[unroll]] for (uint r = 0u; r < ROWS; r++)
+            w[r] = unit_of_row(block_at(row_base + min(first + r, last), units / UNITS_A_BLOCK), u);
+#endif
+        // One run after the other: fewer registers than the inputs of both take, so that more waves hide the loads.
+        [[unroll]] for (uint run = 0u; run < 2u; run++) {
+            vec4 v[4], ones = vec4(0.0);
+            [[unroll]] for (uint i = 0u; i < 4u; i++) { v[i] = x[(run == 0u ? xa : xb) + i]; ones += v[i]; }
+            float sum = dot(ones, vec4(1.0));
+            [[unroll]] for (uint r = 0u; r < ROWS; r++) {
+#ifdef DECODED_AT_ONCE
+                Unit of = w[r];
+#else
+                Unit of = unit_of_row(block_at(row_base + min(first + r, last), units / UNITS_A_BLOCK), u);
+#endif
+                vec4 p = of.q[4u * run] * v[0];
+                [[unroll]] for (uint i = 1u; i < 4u; i++) p += of.q[4u * run + i] * v[i];
+                acc[r] += (run == 0u ? of.da : of.db) * dot(p, vec4(1.0)) - (run == 0u ? of.ma : of.mb) * sum;
+            }
         }
     }
     uint y_base = y_offset + batch * y_batch;

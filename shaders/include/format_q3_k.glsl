@@ -2,6 +2,7 @@
 // w = d * (scale - 32) * (q - 4), one scale for 16 columns. Bit j of third-bit byte l is column 32j + l. Scale j keeps
 // its low four bits in nibble j / 8 of byte j % 8, and its high two in bits 2(j / 4) of byte 8 + j % 4.
 // On the device: 27 words a block; from word `scale_base` on all d, packed halves.
+#define DECODED_AT_ONCE
 #include "columns_two_bits.glsl"
 Unit load_unit(uint g) {
     Unit r;

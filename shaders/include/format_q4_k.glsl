@@ -2,6 +2,7 @@
 // minima, 128 bytes of nibbles. w = d * scale * q - dmin * minimum; scales_six_bits.glsl has their order.
 #define PIECES 9u
 #include "pieces.glsl"
+#define DECODED_AT_ONCE
 #include "scales_six_bits.glsl"
 Unit load_unit(Head head, uint block, uint i) {
     Unit r = scaled_unit(head.words, i >> 1);

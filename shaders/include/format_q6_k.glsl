@@ -4,6 +4,7 @@
 // On the device: 52 words a block (nibbles, bit pairs, scales); from word `scale_base` on all d, packed halves.
 uint column_a(uint u) { return (u >> 3) * 256u + ((u & 4u) << 5) + ((u & 2u) << 4) + ((u & 1u) << 4); }
 uint column_b(uint u) { return column_a(u) + 64u; }
+#define DECODED_AT_ONCE
 #define PIECES 13u
 #define SCALE_APART
 #include "pieces.glsl"

@@ -16,6 +16,8 @@ struct Head {
     uvec4 words;
     float d;
 };
+// With DECODED_AT_ONCE, which suits most of those whose lanes exchange words, matvec loads whole units; otherwise each run
+// of a unit when its inputs are there, with fewer registers (results/performance-log.md).
 
 // Fields of `bits` bits that begin at bit `at` of each of four bytes.
 vec4 signed_fields(uint w, int at, int bits) {

@@ -48,7 +48,7 @@ def amount_of(name: str) -> Amount:
 
 def test_a_products_bytes_and_operations() -> None:
     """GLM's dense feed-forward: 10240 rows of 2048 weights at 4.5 bits."""
-    found = amount_of("matvec q4_k rows=4")
+    found = amount_of("matvec q4_k rows=2")
     weights = 10240 * 2048
     assert (found.unit, found.units, found.flops) == ("weight", weights, 2 * weights)
     assert found.read == weights * 144 / 256 + 4 * 2048
@@ -60,7 +60,7 @@ def test_a_products_bytes_and_operations() -> None:
 
 
 def test_a_tokens_experts_are_four_of_all() -> None:
-    found = amount_of("matvec q4_k chosen rows=4")
+    found = amount_of("matvec q4_k chosen rows=2")
     weights = 4 * 1536 * 2048
     assert (found.units, found.read) == (weights, weights * 144 / 256 + 4 * 2048)  # gate or up: one input for all
     assert found.written == 4 * 4 * 1536
@@ -118,7 +118,7 @@ def test_every_variant_of_a_forward_pass_has_inputs_as_the_plan_lays_them_out(la
 
 
 def test_copies_differ_in_what_is_read_and_share_what_is_written() -> None:
-    inputs = Inputs(HostDevice(info_of(64)), BenchJob.of(variant("matvec q4_k rows=4", most_bytes=2**20), GLM))
+    inputs = Inputs(HostDevice(info_of(64)), BenchJob.of(variant("matvec q4_k rows=2", most_bytes=2**20), GLM))
     first, second = inputs.copy(), inputs.copy()
     assert first["weights"] is not second["weights"] and first["x"] is not second["x"]
     assert first["y"] is second["y"] is inputs.written["y"]
@@ -128,7 +128,7 @@ def test_copies_differ_in_what_is_read_and_share_what_is_written() -> None:
 
 
 def test_a_tokens_experts_are_others_in_every_copy_until_all_had_their_turn() -> None:
-    job = BenchJob.of(variant("matvec iq1_s chosen rows=4"), GLM)
+    job = BenchJob.of(variant("matvec iq1_s chosen rows=2"), GLM)
     inputs = Inputs(HostDevice(info_of(64)), job)
     copies = [inputs.copy() for _ in range(17)]
     taken = [copy["experts"].words()[:4].tolist() for copy in copies]
@@ -152,7 +152,7 @@ def test_routed_lists_say_what_grouping_would() -> None:
 
 def result(amount: Amount, *seconds: float) -> Result:
     timing = Timing((seconds,), (10,), 3, 2.0**28, False, "wall clock of submissions")
-    return Result(variant("matvec q4_k rows=4"), amount, timing, Peaks(100e9, 1000e9, "known"))
+    return Result(variant("matvec q4_k rows=2"), amount, timing, Peaks(100e9, 1000e9, "known"))
 
 
 def test_shares_of_known_peaks() -> None:
