@@ -129,7 +129,7 @@ def session_scratch(
     positions = cache_capacity(n_ctx)
     shards = len(latent_ranges(config, path, positions, buffer_limit(device)))
     tiled = PromptShape.choose(device, config, path, positions, chunk)
-    words = {} if tiled is None else tiled.scratch_elements(device, config, path, chunk)
+    words = {} if tiled is None else tiled.scratch_elements(config, path, chunk)
     return scratch_bytes(config, path, positions, chunk, splits, shards, words)
 
 

@@ -100,11 +100,14 @@ PROMPT_SCORES = Kernel(
     ("POSITIONS", "TOKENS"),
     ("quads", "q_token", "q_head", "key_row", "key_head", "chunk", "tile", "scale"),
 )
+PROMPT_SOFTMAX = Kernel(
+    "prompt_softmax.comp", (("scores", "rw"), ("stats", "rw"), _PARAMS, ("tile", "r")), push=("heads", "chunk", "tile")
+)
 PROMPT_VALUES = Kernel(
     "prompt_values.comp",
-    (("scores", "r"), ("values", "r"), ("out", "rw"), ("stats", "rw"), _PARAMS, ("tile", "r")),
+    (("weights", "r"), ("values", "r"), ("out", "rw"), ("stats", "r"), _PARAMS, ("tile", "r")),
     ("TOKENS",),
-    ("heads", "columns", "blocks", "value_row", "value_head", "chunk", "tile"),
+    ("heads", "columns", "value_row", "value_head", "chunk", "tile"),
 )
 CACHE_PER_HEAD = Kernel(
     "cache_per_head.comp",
@@ -141,6 +144,11 @@ def for_shard(kernel: Kernel, push: tuple[str, ...]) -> Kernel:
 def for_device(kernel: Kernel, kind: str) -> Kernel:
     """The kernel as a device of ``kind`` needs the arrays of its lanes (``shaders/include/array_loop.glsl``)."""
     return kernel.variant(ARRAYS_IN_MEMORY="1") if kind == "cpu" else kernel
+
+
+def with_texels(kernel: Kernel, binding: str) -> Kernel:
+    """The kernel that reads ``binding`` as texels, where it has such a form."""
+    return replace(kernel.variant(TEXELS="1"), texels=(binding,))
 
 
 def for_cache(kernel: Kernel, cache_type: str) -> Kernel:

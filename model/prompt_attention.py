@@ -1,7 +1,7 @@
 """Attention of a long prompt chunk over the latent cache, a tile of positions at a time, as plain tiled products.
 
-Each launch shares what it loads between a tile of positions and a block of tokens: scores of a tile go to scratch, from
-where the values' product takes them with online softmax and joins tile to tile. The host replays a layer's program for
+Each launch shares what it loads between a tile of positions and a block of tokens: scores of a tile go to scratch,
+online softmax makes weights of them, and the values' product joins tile to tile. The host replays a layer's program for
 each tile that is filled, so nothing is recorded for the rest of the context.
 
 Letters: T tokens of the chunk, H heads, R kv_lora, P qk_rope, S positions of a tile.
@@ -18,7 +18,9 @@ from model.attention import AttentionBlock
 from model.cache import LatentShard
 from model.config import ModelConfig
 from model.layout import CacheLayout, Path
+from model.linear import NARROW_SUBGROUP
 from model.scratch import SLACK_BYTES, Scratch
+from model.weights import PIECE
 from vkbackend.buffer import Buffer
 from vkbackend.device import Device
 from vkbackend.memory import buffer_limit
@@ -30,7 +32,7 @@ TILED_FROM = 16
 # GFLOP/s of its cores' time, 2 x 16 47, 8 x 16 52; 16 tokens' values 50, 8 tokens' 40, 32 as much but 3 s to compile.
 _POSITIONS_CPU, _POSITIONS_GPU = 4, 2
 _TOKENS = 16
-_VALUE_TOKENS_CPU, _VALUE_TOKENS_GPU = 16, 4
+_VALUE_TOKENS_CPU, _VALUE_TOKENS_GPU = 16, 8
 _MOST_SCORES = 64 * 2**20  # bytes of a tile's scores, which shorten the tile where there are many tokens
 _MOST_POSITIONS = 2048  # of a tile: past it, joining tiles costs nothing any more
 _EIGHT = 8  # halves that a lane loads at once; a tile's rows are whole eights
@@ -83,17 +85,16 @@ class PromptShape:
         lanes = device.subgroup_size
         return lanes * (4 if columns <= 4 * lanes else _EIGHT)
 
-    def scratch_elements(self, device: Device, config: ModelConfig, path: Path, chunk: int) -> dict[str, int]:
+    def scratch_elements(self, config: ModelConfig, path: Path, chunk: int) -> dict[str, int]:
         """32-bit words of each buffer by name."""
         c = config
-        blocks = -(-c.kv_lora // self.column_block(device, c.kv_lora))
         rows = {"tile_rows": self.tile * eights(c.latent_dim) * _EIGHT // 2}  # halves [S, R + P]
         if path.layout is CacheLayout.LATENT_V:
             rows["tile_values"] = self.tile * eights(c.kv_lora) * _EIGHT // 2  # halves [S, R]
         return {
             "tile": 2,  # first position, positions
             "tile_scores": c.n_head * chunk * self.tile,  # [H, T, S]
-            "tile_stats": 2 * chunk * c.n_head * blocks,  # [T, H, block]
+            "tile_stats": 4 * chunk * c.n_head,  # [T, H]: maximum, sum, shrink
             **rows,
         }
 
@@ -116,6 +117,18 @@ class PromptAttention:
         key_row = eights(c.latent_dim)
         copied = shards[0].values is not None
         self._scores(program, scratch, chunk, scratch["q_latent"], c.latent_dim, scratch["tile_rows"], key_row)
+        program.launch(
+            kernels.PROMPT_SOFTMAX,
+            {
+                "scores": scratch["tile_scores"],
+                "stats": scratch["tile_stats"],
+                "params": scratch["params"],
+                "tile": scratch["tile"],
+            },
+            (chunk, c.n_head, 1),
+            push={"heads": c.n_head, "chunk": chunk, "tile": self.shape.tile},
+            deep=True,
+        )
         values, value_row = ("tile_values", eights(c.kv_lora)) if copied else ("tile_rows", key_row)
         self._values(program, scratch, chunk, scratch[values], value_row, c.kv_lora, scratch["latent_out"])
 
@@ -167,10 +180,14 @@ class PromptAttention:
         width = shape.column_block(device, columns)
         kernel = kernels.for_device(kernels.PROMPT_VALUES, device.info.kind)
         fours = width < _EIGHT * device.subgroup_size
+        if fours:
+            kernel = kernel.variant(FOURS="1")
+        elif device.subgroup_size < NARROW_SUBGROUP and values.nbytes <= PIECE * device.info.max_texels:
+            kernel = kernels.with_texels(kernel, "values")
         program.launch(
-            kernel.variant(FOURS="1") if fours else kernel,
+            kernel,
             {
-                "scores": scratch["tile_scores"],
+                "weights": scratch["tile_scores"],
                 "values": values,
                 "out": out,
                 "stats": scratch["tile_stats"],
@@ -182,7 +199,6 @@ class PromptAttention:
             push={
                 "heads": c.n_head,
                 "columns": columns,
-                "blocks": -(-columns // width),
                 "value_row": 2 * row if fours else row,
                 "value_head": 0,
                 "chunk": chunk,

@@ -34,6 +34,7 @@ ORACLES: dict[str, Oracle] = {
     "probe_subgroup.comp": transfers.probe_cases,
     "prompt_rows.comp": prompt_attention.rows_cases,
     "prompt_scores.comp": prompt_attention.scores_cases,
+    "prompt_softmax.comp": prompt_attention.softmax_cases,
     "prompt_values.comp": prompt_attention.values_cases,
     "rms_norm.comp": activations.norm_cases,
     "rope_query.comp": caches.rope_cases,

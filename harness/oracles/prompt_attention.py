@@ -6,11 +6,13 @@ from collections.abc import Iterator, Mapping
 from itertools import pairwise
 
 import numpy as np
+from numpy.typing import NDArray
 
 from harness.oracles.activations import floats
 from harness.oracles.attention import SCALE, attended_scores
 from harness.oracles.case import CANARY, UNTOUCHED, Case, Draft, Expected, Target, U, anything
 from harness.oracles.latent_rows import F16_SMALLEST, F16_STEP, Stored
+from model import kernels
 from model.prompt_attention import eights
 from vkbackend.buffer import Buffer
 from vkbackend.kernel import Kernel
@@ -122,6 +124,67 @@ def scores_cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
         )
 
 
+def softmax_case(
+    info: DeviceInfo, rng: np.random.Generator, *, n_past: int, tokens: int, tile: tuple[int, int], reach: float = 3.0
+) -> Case:
+    """Weights, running maximum and sum of ``tokens`` after ``n_past`` in one tile, after others unless it is the first.
+
+    What a token does not see has a score of NaN. Behind the tile's last whole load all stays as it was.
+    """
+    (first, count), each, heads = tile, 4 * info.subgroup_size, 3
+    capacity, end = tokens + 3, -(-count // each) * each
+    draft = Draft(info, f"{tokens} tokens after {n_past}, positions {first} to {first + count}, scores of {reach:g}")
+    scores = reach * floats(rng, heads, capacity, end + each)
+    seen = np.minimum(n_past + np.arange(tokens) + 1 - first, count)[:, None]  # none where it is not positive
+    visible = np.arange(end + each) < seen
+    scores[:, :tokens][:, ~visible] = np.nan
+    before = np.stack([reach * floats(rng, capacity, heads), 1 + rng.random((capacity, heads))], axis=-1)
+    stats = np.concatenate([before, np.zeros_like(before)], axis=-1).astype(np.float32)
+    buffers = {"scores": draft.upload(scores), "stats": draft.upload(stats), "tile": _tile(draft, first, count)}
+    push = {"heads": heads, "chunk": capacity, "tile": end + each}
+    buffers["params"] = draft.params(n_past, tokens)
+    draft.launch(kernels.PROMPT_SOFTMAX, buffers, (capacity, heads, 1), push=push)
+    known = np.where(visible, scores[:, :tokens], -np.inf).astype(np.float64)
+    old = (
+        stats[:tokens].astype(np.float64).transpose(1, 0, 2) if first else np.broadcast_to([-1e30, 0, 0, 0], (3, 1, 4))
+    )
+    top = np.maximum(known.max(axis=-1), old[..., 0])
+    nothing = np.zeros(top.shape)
+    weights, shrink = np.exp(known - top[..., None]), np.exp(old[..., 0] - top)
+
+    def error(below: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Of exp(-below): its argument rounds once, itself to 3 + 2 |x| places; subnormal numbers may be 0."""
+        return np.where(below < 1e4, 2 * U * (3 + 2 * below) + U * below, 0) * np.exp(-below) + 1.2e-38
+
+    of_weights, of_shrink = error(top[..., None] - known), error(top - old[..., 0])
+    expected, tolerance = scores.astype(np.float64), np.zeros(scores.shape)
+    expected[:, :tokens, :end], tolerance[:, :tokens, :end] = weights[..., :end], of_weights[..., :end]
+    sums = np.stack([top, old[..., 1] * shrink + weights.sum(axis=-1), shrink, nothing], axis=-1)
+    off = of_weights.sum(axis=-1) + old[..., 1] * of_shrink + U * (count + 2) * sums[..., 1]
+    after, of_stats = stats.astype(np.float64), np.zeros(stats.shape)
+    after[:tokens] = sums.transpose(1, 0, 2)
+    of_stats[:tokens] = np.stack([0 * top, off, of_shrink, nothing], axis=-1).transpose(1, 0, 2)
+    return draft.case(
+        {
+            buffers["scores"]: Expected(expected, tolerance=tolerance, axes=("head", "token", "position")),
+            buffers["stats"]: Expected(after, tolerance=of_stats, axes=("token", "head", "number")),
+        }
+    )
+
+
+def softmax_cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
+    """First tiles and later ones, of which tokens see all, some or nothing; scores that exp alone would overflow."""
+    drawn = int(rng.integers(1, 300)), int(rng.integers(1, 40))
+    for n_past, tokens, tile, reach in (
+        (0, 1, (0, 1), 3.0),
+        (0, 37, (0, 37), 3.0),
+        (100, 16, (32, 64), 3.0),
+        (60, 40, (64, 36), 3000.0),
+        (sum(drawn), 3, drawn, 30.0),
+    ):
+        yield softmax_case(target.info, rng, n_past=n_past, tokens=tokens, tile=tile, reach=reach)
+
+
 def values_case(
     info: DeviceInfo,
     rng: np.random.Generator,
@@ -151,38 +214,29 @@ def values_case(
     scores[:, hidden] = np.nan
     per_lane = 4 if "FOURS" in kernel.macros else 8
     blocks = -(-columns // (per_lane * lanes))
-    out, stats = draft.canary(capacity, heads, columns, name="out"), draft.canary(capacity, heads, blocks, 2)
-    push = {
-        "heads": heads,
-        "columns": columns,
-        "blocks": blocks,
-        "value_row": row // per_lane,
-        "chunk": capacity,
-        "tile": positions,
-    }
+    out, stats = draft.canary(capacity, heads, columns, name="out"), draft.canary(capacity, heads, 4)
+    found = {stats: anything(capacity, heads, 4)}
+    sizes = {"heads": heads, "chunk": capacity, "tile": positions}
+    push = {"columns": columns, "value_row": row // per_lane}
     push["value_head"] = 0 if shared else positions * row // per_lane
     for first, last in pairwise(edges):
         of_tile = np.full((heads, capacity, positions), np.nan, np.float32)
         of_tile[:, :tokens, : last - first] = scores[:, :, first:last]
         kept = np.full((len(values), positions, row), np.nan, np.float16)
         kept[:, : last - first] = values[:, first:last]
-        buffers = {"scores": draft.upload(of_tile), "values": draft.upload(kept), "out": out, "stats": stats}
-        buffers |= {"params": draft.params(n_past, tokens), "tile": _tile(draft, first, last - first)}
+        weights = draft.upload(of_tile)
+        found[weights] = anything(heads, capacity, positions)
+        both = {"stats": stats, "params": draft.params(n_past, tokens), "tile": _tile(draft, first, last - first)}
+        draft.launch(kernels.PROMPT_SOFTMAX, both | {"scores": weights}, (capacity, heads, 1), push=sizes)
+        buffers = both | {"weights": weights, "values": draft.upload(kept), "out": out}
         grid = (blocks, -(-capacity // spec["TOKENS"]), heads)
-        draft.launch(kernel, buffers, grid, spec=spec, push=push)
+        draft.launch(kernel, buffers, grid, spec=spec, push=sizes | push)
     expected, tolerance = np.full((capacity, heads, columns), float(CANARY)), np.zeros((capacity, heads, columns))
     of_heads = np.broadcast_to(values, (heads, *values.shape[1:]))[..., :columns].astype(np.float64)
     for t in range(tokens):
         n = n_past + t + 1
         expected[t], tolerance[t] = attended_scores(scores[:, t, :n].astype(np.float64), of_heads[:, :n], 0.0)
-    found = {out: Expected(expected, tolerance=tolerance, axes=("token", "head", "element"))}
-    found[stats] = (
-        anything(capacity, heads, blocks, 2)
-        if len(edges) > 2
-        else Expected(
-            np.full((capacity, heads, blocks, 2), CANARY)  # written where tiles are to be joined
-        )
-    )
+    found[out] = Expected(expected, tolerance=tolerance, axes=("token", "head", "element"))
     return draft.case(found)
 
 

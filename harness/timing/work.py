@@ -123,6 +123,11 @@ def _scores(job: BenchJob) -> Amount:
     return Amount("score", pairs, width * (F32 * queries + 2 * keys), F32 * pairs, 2 * pairs * width)
 
 
+def _weights_of_a_tile(job: BenchJob) -> Amount:
+    pairs = min(int(job.push["tile"]), job.n_past) * job.tokens * int(job.push["heads"])
+    return Amount("score", pairs, 0, 2 * F32 * pairs)
+
+
 def _values(job: BenchJob) -> Amount:
     pairs, columns = tile_pairs(job), int(job.push["columns"])
     queries = job.tokens * job.choices[0].grid[2]
@@ -205,6 +210,7 @@ _AMOUNTS: dict[str, Callable[[BenchJob], Amount]] = {
     ),
     "prompt_rows.comp": _rows_of_a_tile,
     "prompt_scores.comp": _scores,
+    "prompt_softmax.comp": _weights_of_a_tile,
     "prompt_values.comp": _values,
     "rms_norm.comp": _norm,
     "rope_query.comp": _elements(_rope, _rope),

@@ -13,7 +13,7 @@ from vkbackend.device import Device
 
 # Arrays in a GPU's registers with its constants, and in a CPU's memory: both forms run on any device.
 SCORES = {"cpu": ({"ARRAYS_IN_MEMORY": "1"}, (4, 16)), "gpu": ({}, (2, 16))}
-VALUES = {"cpu": ({"ARRAYS_IN_MEMORY": "1"}, 16), "gpu": ({}, 4)}
+VALUES = {"cpu": ({"ARRAYS_IN_MEMORY": "1"}, 16), "gpu": ({}, 8)}
 
 
 @pytest.mark.parametrize("form", SCORES)
@@ -30,12 +30,14 @@ def test_scores(device: Device, form: str, width: int, n_past: int, tokens: int,
 
 @pytest.mark.parametrize("form", VALUES)
 @pytest.mark.parametrize("columns", [512, 128, 20])
-@pytest.mark.parametrize("fours", [False, True])
+@pytest.mark.parametrize("loads", ["eights", "fours", "texels"])
 @pytest.mark.parametrize("edges", [(0, 70), (0, 33, 70), (0, 64, 66, 69, 70)])
-def test_values(device: Device, form: str, columns: int, fours: bool, edges: tuple[int, ...]) -> None:
+def test_values(device: Device, form: str, columns: int, loads: str, edges: tuple[int, ...]) -> None:
     """Tiles of which the last tokens alone see anything."""
     macros, tokens = VALUES[form]
-    kernel = kernels.PROMPT_VALUES.variant(**macros, **({"FOURS": "1"} if fours else {}))
+    kernel = kernels.PROMPT_VALUES.variant(**macros)
+    kernel = kernel.variant(FOURS="1") if loads == "fours" else kernel
+    kernel = kernels.with_texels(kernel, "values") if loads == "texels" else kernel
     rng = np.random.default_rng(columns + len(edges))
     for shared in (True, False):
         case = {"columns": columns, "n_past": 61, "tokens": 9, "edges": edges, "shared": shared}
