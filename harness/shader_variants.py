@@ -35,6 +35,7 @@ N_CTX = 4096  # of the planned caches; a longer one changes grids alone
 LEAST_BINDING = 2**27  # bytes: maxStorageBufferRange of the Vulkan specification's "Required Limits"
 NARROW, WIDE = 8, 64  # lanes: lavapipe's and RDNA's
 _FORMAT = "FORMAT_"
+_BESIDE = r"[.](ffn_up|attn_kv_a)"  # tensors that are multiplied together with another one, where their types agree
 
 
 # Where a launch is from, best first: a forward pass of the mix, one of another type of weights, all logits of a chunk.
@@ -175,8 +176,12 @@ def _variants(config: ModelConfig, mix: str, info: DeviceInfo, paths: list[Path]
     for kind in SUPPORTED_TYPES if shape.every_type else ():
         block = GGML_QUANT_SIZES[kind][0]
         fitting = [re.escape(name) for name, size in file_tensors(two).items() if size[-1] % block == 0]
-        types = mix_types(two, mix, [(f"^({'|'.join(fitting)})$", kind)])
-        yield from _planned(two, types, paths[0], info, shape, "type")
+        rules = [(f"^({'|'.join(fitting)})$", kind)]
+        # Also with tensors beside these in another type, which no launch can take together with them.
+        beside = GGMLQuantizationType.F32 if kind is not GGMLQuantizationType.F32 else GGMLQuantizationType.F16
+        for first in ([], [(_BESIDE, beside)]):
+            types = mix_types(two, mix, [*first, *rules])
+            yield from _planned(two, types, paths[0], info, shape, "type")
 
 
 def _planned(
@@ -224,7 +229,7 @@ def _other_forms(info: DeviceInfo) -> Tuning:
     lanes = WIDE if info.subgroup_size < NARROW_SUBGROUP else NARROW
     return Tuning(
         {
-            purpose(kind, tokens, role): usual(kind, tokens, lanes)
+            purpose(kind, tokens, role): usual(kind, tokens, lanes, role)
             for kind in SUPPORTED_TYPES
             for tokens in (1, 2)
             for role in ROLES

@@ -131,7 +131,7 @@ def unit_cost(launch: Launch, assembly: str, subgroup: int, chip: Chip | None) -
         return loop.total(passes)
 
     counts = max((one_pass(loop) for loop in loops), key=lambda c: c.valu)
-    made = work.per_lane(launch.spec, subgroup)
+    made = work.per_lane(launch.spec, subgroup) * (2 if "GATED" in launch.kernel.macros else 1)
     bytes_read = work.bytes_read(launch)
     cost = UnitCost(work.unit, counts.valu / made, counts.loaded_bytes / made, bytes_read)
     if chip is None:

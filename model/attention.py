@@ -6,7 +6,7 @@ Letters: T tokens of the chunk, H heads, R kv_lora, N qk_nope, P qk_rope, V v_he
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from gguf import GGMLQuantizationType
@@ -15,8 +15,9 @@ from model import kernels
 from model.cache import LatentShard, LayerCache
 from model.config import ModelConfig
 from model.layout import pairs_a_word, whole_units
-from model.linear import View, linear
-from model.scratch import Scratch
+from model.linear import Norm, Source, View, absorbing_linear, can_fold, linear
+from model.plan import JOINED
+from model.scratch import Scratch, compressed_width
 from model.weights import Weight
 from vkbackend.buffer import Buffer
 from vkbackend.device import Device
@@ -132,12 +133,7 @@ class AttentionBlock:
     def emit_before(self, program: Program, scratch: Scratch, tokens: int) -> None:
         """Latent paths: the tokens' rows to the cache, their absorbed queries to ``q_latent``."""
         self._queries_and_latent(program, scratch, tokens)
-        self._store_latent(program, scratch, tokens)
-        c = self.config
-        self._rope_query(program, scratch, tokens, "q_latent", c.latent_dim, c.kv_lora)
-        nope = View(scratch["q"], batch=c.key_dim, token=c.n_head * c.key_dim)
-        absorbed = View(scratch["q_latent"], batch=c.latent_dim, token=c.n_head * c.latent_dim)
-        self._linear(program, scratch, tokens, "attn_k_b", nope, absorbed)
+        self._absorbed(program, scratch, tokens)
 
     def emit_after(self, program: Program, scratch: Scratch, tokens: int) -> None:
         """Latent paths: x += output(``latent_out``)."""
@@ -154,81 +150,105 @@ class AttentionBlock:
         )
 
     def _linear(
-        self, program: Program, scratch: Scratch, tokens: int, name: str, x: View, y: View, accumulate: bool = False
+        self,
+        program: Program,
+        scratch: Scratch,
+        tokens: int,
+        name: str,
+        x: View,
+        y: View,
+        accumulate: bool = False,
+        norm: Norm | None = None,
     ) -> None:
         weight = self.weights[name]
-        linear(program, weight, x, y, tokens=tokens, params=scratch["params"], accumulate=accumulate)
+        linear(program, weight, x, y, tokens=tokens, params=scratch["params"], accumulate=accumulate, norm=norm)
 
-    def _norm(
-        self, program: Program, scratch: Scratch, tokens: int, source: str, name: str, target: str, width: int
-    ) -> None:
-        emit_norm(
-            program, scratch, tokens, scratch[source], self.vectors[name], scratch[target], width, self.config.rms_eps
-        )
+    def _normed(
+        self,
+        program: Program,
+        scratch: Scratch,
+        tokens: int,
+        x: View,
+        width: int,
+        name: str,
+        target: str,
+        follow: Iterable[str],
+    ) -> Source:
+        """Vectors of ``width`` numbers through a norm: by a launch of its own, or in the products that ``follow``."""
+        norm = Norm(self.vectors[name], self.config.rms_eps)
+        if tokens == 1 and can_fold(*(self.weights[product] for product in follow)):
+            return Source(x, norm)
+        emit_norm(program, scratch, tokens, x, norm, scratch[target], width)
+        return Source(View(scratch[target], token=width))
 
     def _queries_and_latent(self, program: Program, scratch: Scratch, tokens: int) -> None:
+        c, apart = self.config, compressed_width(self.config)
+        x, q = View(scratch["x"], token=c.n_embd), View(scratch["q"], token=c.n_head * c.key_dim)
+        down = View(scratch["compressed"], token=apart)
+        outputs = {"attn_q_a" if c.q_lora else "attn_q": down if c.q_lora else q}
+        outputs["attn_kv_a_mqa"] = replace(down, offset=c.q_lora)
+        if JOINED in self.weights:
+            outputs = {JOINED: down}
+        source = self._normed(program, scratch, tokens, x, c.n_embd, "attn_norm", "normed", outputs)
+        for name, y in outputs.items():
+            self._linear(program, scratch, tokens, name, source.view, y, norm=source.norm)
+        if c.q_lora:
+            source = self._normed(
+                program, scratch, tokens, down, c.q_lora, "attn_q_a_norm", "q_a_normed", ("attn_q_b",)
+            )
+            self._linear(program, scratch, tokens, "attn_q_b", source.view, q, norm=source.norm)
+
+    def _rope_push(self, scratch: Scratch, out_head: int, out_rope: int) -> dict[str, int | float]:
         c = self.config
-        self._norm(program, scratch, tokens, "x", "attn_norm", "normed", c.n_embd)
-        normed, q = View(scratch["normed"], token=c.n_embd), View(scratch["q"], token=c.n_head * c.key_dim)
-        if c.q_lora:
-            self._linear(program, scratch, tokens, "attn_q_a", normed, View(scratch["q_a"], token=c.q_lora))
-        self._linear(program, scratch, tokens, "attn_kv_a_mqa", normed, View(scratch["kv"], token=c.latent_dim))
-        if c.q_lora:
-            self._norm(program, scratch, tokens, "q_a", "attn_q_a_norm", "q_a_normed", c.q_lora)
-            self._linear(program, scratch, tokens, "attn_q_b", View(scratch["q_a_normed"], token=c.q_lora), q)
-        else:
-            self._linear(program, scratch, tokens, "attn_q", normed, q)
+        return {
+            "heads": c.n_head,
+            "rope": c.qk_rope,
+            "q_head": c.key_dim,
+            "q_rope": c.qk_nope,
+            "out_head": out_head,
+            "out_rope": out_rope,
+            "n_high": scratch.n_high,
+        }
 
     def _rope_query(
         self, program: Program, scratch: Scratch, tokens: int, out: str, out_head: int, out_rope: int
     ) -> None:
-        c = self.config
-        program.launch(
-            kernels.ROPE_QUERY,
-            {
-                "q": scratch["q"],
-                "rope_tables": scratch["rope_tables"],
-                "params": scratch["params"],
-                "out": scratch[out],
-            },
-            (tokens, 1, 1),
-            push={
-                "heads": c.n_head,
-                "rope": c.qk_rope,
-                "q_head": c.key_dim,
-                "q_rope": c.qk_nope,
-                "out_head": out_head,
-                "out_rope": out_rope,
-                "n_high": scratch.n_high,
-            },
-        )
+        buffers = {name: scratch[name] for name in ("q", "rope_tables", "params")} | {"out": scratch[out]}
+        push = self._rope_push(scratch, out_head, out_rope)
+        program.launch(kernels.ROPE_QUERY, buffers, (tokens, 1, 1), push=push)
 
-    def _latent_push(self, scratch: Scratch) -> dict[str, int | float]:
+    def _latent_inputs(self, scratch: Scratch) -> tuple[dict[str, Buffer], dict[str, int | float]]:
+        """Buffers and push constants by which a token's latent row is made."""
         c = self.config
-        return {"latent": c.kv_lora, "rope": c.qk_rope, "n_high": scratch.n_high, "eps": float(c.rms_eps)}
+        buffers = {"kv": scratch["compressed"], "weight": self.vectors["attn_kv_a_norm"]}
+        buffers |= {name: scratch[name] for name in ("rope_tables", "params")}
+        push = {"latent": c.kv_lora, "rope": c.qk_rope, "n_high": scratch.n_high, "eps": float(c.rms_eps)}
+        return buffers, push | {"kv_first": c.q_lora, "kv_token": compressed_width(c)}
 
-    def _store_latent(self, program: Program, scratch: Scratch, tokens: int) -> None:
-        shards = self.cache.latent
-        for shard in shards:
-            values = {} if shard.values is None else {"values": shard.values}
-            kernel = kernels.LATENT_CACHE_V if values else kernels.LATENT_CACHE
-            kernel, push = kernels.for_cache(kernel, self.cache.cache_type), self._latent_push(scratch)
+    def _absorbed(self, program: Program, scratch: Scratch, tokens: int) -> None:
+        """The tokens' latent rows in the cache, and their queries as attention over it wants them: in one launch where
+        one token's row lies in the only shard."""
+        c, shards = self.config, self.cache.latent
+        nope = View(scratch["q"], batch=c.key_dim, token=c.n_head * c.key_dim)
+        absorbed = View(scratch["q_latent"], batch=c.latent_dim, token=c.n_head * c.latent_dim)
+        buffers, push = self._latent_inputs(scratch)
+        caches = [
+            {"cache": shard.latent} | ({} if shard.values is None else {"values": shard.values}) for shard in shards
+        ]
+        if tokens == 1 and len(shards) == len(self.weights["attn_k_b"].shards) == 1:
+            push |= self._rope_push(scratch, c.latent_dim, c.kv_lora)
+            weight, of = self.weights["attn_k_b"], self.cache.cache_type
+            absorbing_linear(program, weight, nope, absorbed, buffers | caches[0], push, of)
+            return
+        for shard, stored in zip(shards, caches, strict=True):
+            kernel = kernels.LATENT_CACHE_V if "values" in stored else kernels.LATENT_CACHE
+            kernel, here = kernels.for_cache(kernel, self.cache.cache_type), push
             if len(shards) > 1:
                 kernel = kernels.for_shard(kernel, kernels.SHARD_PUSH)
-                push |= {"first": shard.first, "last": shard.end}
-            program.launch(
-                kernel,
-                {
-                    "kv": scratch["kv"],
-                    "weight": self.vectors["attn_kv_a_norm"],
-                    "rope_tables": scratch["rope_tables"],
-                    "params": scratch["params"],
-                    "cache": shard.latent,
-                    **values,
-                },
-                (tokens, 1, 1),
-                push=push,
-            )
+                here = push | {"first": shard.first, "last": shard.end}
+            program.launch(kernel, buffers | stored, (tokens, 1, 1), push=here)
+        self._rope_query(program, scratch, tokens, "q_latent", c.latent_dim, c.kv_lora)
+        self._linear(program, scratch, tokens, "attn_k_b", nope, absorbed)
 
     def _latent(self, program: Program, scratch: Scratch, tokens: int) -> None:
         c, shards = self.config, self.cache.latent
@@ -289,18 +309,8 @@ class AttentionBlock:
 
     def _per_head(self, program: Program, scratch: Scratch, tokens: int, keys: Weight, values: Weight) -> None:
         c = self.config
-        program.launch(
-            kernels.LATENT_EXPAND,
-            {
-                "kv": scratch["kv"],
-                "weight": self.vectors["attn_kv_a_norm"],
-                "rope_tables": scratch["rope_tables"],
-                "params": scratch["params"],
-                "cache": scratch["expanded"],
-            },
-            (tokens, 1, 1),
-            push=self._latent_push(scratch),
-        )
+        buffers, push = self._latent_inputs(scratch)
+        program.launch(kernels.LATENT_EXPAND, buffers | {"cache": scratch["expanded"]}, (tokens, 1, 1), push=push)
         latent = View(scratch["expanded"], token=c.latent_dim)
         k_nope = View(scratch["k_nope"], batch=c.qk_nope, token=c.n_head * c.qk_nope)
         v_new = View(scratch["v_new"], batch=c.v_head, token=c.n_head * c.v_head)
@@ -349,22 +359,21 @@ def emit_norm(
     program: Program,
     scratch: Scratch,
     tokens: int,
-    x: Buffer,
-    weight: Buffer,
+    x: View,
+    norm: Norm,
     y: Buffer,
     width: int,
-    eps: float,
     last_token: bool = False,
 ) -> None:
-    """y[t] = RMS norm of x[t] with ``weight``; with ``last_token`` only the chunk's last token, into y[0]."""
+    """y[t] = RMS norm of x[t]'s first ``width`` numbers; with ``last_token`` only the chunk's last token, into y[0]."""
     kernel = kernels.RMS_NORM.variant(LAST_TOKEN="1") if last_token else kernels.RMS_NORM
     held = norm_held(width, program.device.subgroup_size, program.device.info.kind)
     program.launch(
         kernel,
-        {"x": x, "weight": weight, "y": y, "params": scratch["params"]},
+        {"x": x.buffer, "weight": norm.weight, "y": y, "params": scratch["params"]},
         (1 if last_token else tokens, 1, 1),
         spec={"HELD": held},
-        push={"width": width, "x_token": width, "y_token": width, "eps": float(eps)},
+        push={"width": width, "x_token": x.token, "y_token": width, "eps": float(norm.eps)},
     )
 
 

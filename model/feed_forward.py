@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from model import kernels
 from model.attention import emit_norm
 from model.config import GROUP_BEST, ModelConfig
-from model.linear import View, linear, routed_linear
+from model.linear import Norm, Source, View, can_gate, gated_linear, linear, routed_linear, summed_linear
 from model.scratch import Scratch
 from model.weights import Weight
 from vkbackend.buffer import Buffer
@@ -29,58 +29,56 @@ class FeedForwardBlock:
 
     def emit(self, program: Program, scratch: Scratch, tokens: int) -> None:
         """x += feed_forward(norm(x)) for ``tokens`` (1, or the chunk's capacity)."""
-        c = self.config
-        emit_norm(
-            program, scratch, tokens, scratch["x"], self.vectors["ffn_norm"], scratch["normed"], c.n_embd, c.rms_eps
-        )
+        c, params = self.config, scratch["params"]
+        x, norm = View(scratch["x"], token=c.n_embd), Norm(self.vectors["ffn_norm"], c.rms_eps)
+        if tokens == 1 and self._folds():
+            source = Source(x, norm)
+        else:
+            emit_norm(program, scratch, tokens, x, norm, scratch["normed"], c.n_embd)
+            source = Source(View(scratch["normed"], token=c.n_embd))
         if not self.moe:
-            self._gated(program, scratch, tokens, "", c.n_ff, View(scratch["x"], token=c.n_embd), accumulate=True)
+            hidden = self._hidden(program, scratch, tokens, source, "", c.n_ff, "gate")
+            linear(program, self.weights["ffn_down"], hidden, x, tokens=tokens, params=params, accumulate=True)
             return
-        self._route(program, scratch, tokens)
-        self._experts(program, scratch, tokens)
-        if c.n_expert_shared:
-            shared = View(scratch["shared"], token=c.n_embd)
-            self._gated(program, scratch, tokens, "_shexp", c.n_expert_shared * c.n_ff_exp, shared, accumulate=False)
-        program.launch(
-            kernels.MOE_SUM,
-            {
-                "routed": scratch["routed"],
-                "weights": scratch["expert_weights"],
-                "shared": scratch["shared"],
-                "x": scratch["x"],
-                "params": scratch["params"],
-            },
-            (-(-c.n_embd // 4 // program.device.subgroup_size), tokens, 1),
-            push={"width": c.n_embd, "used": c.n_expert_used, "has_shared": int(c.n_expert_shared > 0)},
+        self._route(program, scratch, tokens, source)
+        self._experts(program, scratch, tokens, source)
+
+    def _folds(self) -> bool:
+        """Whether one token's norm is part of every product that follows it, and these of one launch for each pair."""
+        suffixes = (
+            ("_exps", "_shexp") if self.moe and self.config.n_expert_shared else ("_exps",) if self.moe else ("",)
         )
+        pairs = [(self.weights[f"ffn_gate{suffix}"], self.weights[f"ffn_up{suffix}"]) for suffix in suffixes]
+        return all(can_gate(gate, up) for gate, up in pairs)
 
-    def _gated(
-        self, program: Program, scratch: Scratch, tokens: int, suffix: str, width: int, out: View, accumulate: bool
-    ) -> None:
-        """out (+)= down(silu(gate x) * up x)."""
-        params = scratch["params"]
-        x = View(scratch["normed"], token=self.config.n_embd)
-        for name in ("gate", "up"):
-            y = View(scratch[name], token=width)
-            linear(program, self.weights[f"ffn_{name}{suffix}"], x, y, tokens=tokens, params=params)
-        self._silu_mul(program, scratch, tokens, width)
-        gate = View(scratch["gate"], token=width)
-        down = self.weights[f"ffn_down{suffix}"]
-        linear(program, down, gate, out, tokens=tokens, params=params, accumulate=accumulate)
+    def _hidden(
+        self, program: Program, scratch: Scratch, tokens: int, source: Source, suffix: str, width: int, into: str
+    ) -> View:
+        """silu(gate x) * up x of a dense layer, or of the shared experts, in the buffer named ``into``."""
+        x, params = source.view, scratch["params"]
+        gate, up = (self.weights[f"ffn_{name}{suffix}"] for name in ("gate", "up"))
+        hidden = View(scratch[into], token=width)
+        if source.norm is not None:
+            gated_linear(program, gate, up, x, hidden, source.norm)
+        else:
+            linear(program, gate, x, hidden, tokens=tokens, params=params)
+            linear(program, up, x, View(scratch["up"], token=width), tokens=tokens, params=params)
+            self._silu_mul(program, scratch, tokens, into, width)
+        return hidden
 
-    def _silu_mul(self, program: Program, scratch: Scratch, tokens: int, per_token: int) -> None:
+    def _silu_mul(self, program: Program, scratch: Scratch, tokens: int, gate: str, per_token: int) -> None:
         program.launch(
             kernels.SILU_MUL,
-            {"gate": scratch["gate"], "up": scratch["up"], "params": scratch["params"]},
+            {"gate": scratch[gate], "up": scratch["up"], "params": scratch["params"]},
             (-(-per_token // 4 // program.device.subgroup_size), tokens, 1),
             push={"per_token": per_token},
         )
 
-    def _route(self, program: Program, scratch: Scratch, tokens: int) -> None:
+    def _route(self, program: Program, scratch: Scratch, tokens: int, source: Source) -> None:
         c, lanes = self.config, program.device.subgroup_size
         router = View(scratch["router"], token=c.n_expert)
-        x = View(scratch["normed"], token=c.n_embd)
-        linear(program, self.weights["ffn_gate_inp"], x, router, tokens=tokens, params=scratch["params"])
+        weight, params = self.weights["ffn_gate_inp"], scratch["params"]
+        linear(program, weight, source.view, router, tokens=tokens, params=params, norm=source.norm)
         spec, push = route_constants(c, lanes)
         program.launch(
             kernels.for_device(kernels.ROUTE, program.device.info.kind),
@@ -108,20 +106,53 @@ class FeedForwardBlock:
                 push={"experts": c.n_expert, "used": c.n_expert_used, "capacity": tokens},
             )
 
-    def _experts(self, program: Program, scratch: Scratch, tokens: int) -> None:
-        c = self.config
+    def _experts(self, program: Program, scratch: Scratch, tokens: int, source: Source) -> None:
+        """x += the chosen experts' outputs by their weights, and the shared experts'. One token's are added by the
+        products themselves, after every product that reads x; a chunk's are summed when all are there."""
+        c, params = self.config, scratch["params"]
         routing = {name: scratch[name] for name in ("chosen", "counts", "pairs")}
-        normed = View(scratch["normed"], token=c.n_embd)
-        slots = c.n_expert_used
-        hidden = {name: View(scratch[name], batch=c.n_ff_exp, token=slots * c.n_ff_exp) for name in ("gate", "up")}
-        out = View(scratch["routed"], batch=c.n_embd, token=slots * c.n_embd)
-        params = scratch["params"]
-        for name, y in hidden.items():
-            weight = self.weights[f"ffn_{name}_exps"]
-            routed_linear(program, weight, normed, y, tokens=tokens, used=slots, routing=routing, params=params)
-        self._silu_mul(program, scratch, tokens, slots * c.n_ff_exp)
-        down = self.weights["ffn_down_exps"]
-        routed_linear(program, down, hidden["gate"], out, tokens=tokens, used=slots, routing=routing, params=params)
+        slots, x = c.n_expert_used, View(scratch["x"], token=c.n_embd)
+        gate, up, down = (self.weights[f"ffn_{name}_exps"] for name in ("gate", "up", "down"))
+        hidden, beside = (View(scratch[name], batch=c.n_ff_exp, token=slots * c.n_ff_exp) for name in ("gate", "up"))
+        if source.norm is not None:
+            chosen = scratch["chosen"]
+            gated_linear(program, gate, up, source.view, hidden, source.norm, chosen=chosen, used=slots)
+        else:
+            for weight, y in ((gate, hidden), (up, beside)):
+                routed_linear(
+                    program, weight, source.view, y, tokens=tokens, used=slots, routing=routing, params=params
+                )
+            self._silu_mul(program, scratch, tokens, "gate", slots * c.n_ff_exp)
+        if c.n_expert_shared:
+            width = c.n_expert_shared * c.n_ff_exp
+            shared = self._hidden(program, scratch, tokens, source, "_shexp", width, "shared_hidden")
+        if tokens == 1:
+            shares = scratch["expert_weights"]
+            summed_linear(program, down, hidden, x, used=slots, chosen=scratch["chosen"], shares=shares)
+        else:
+            out = View(scratch["routed"], batch=c.n_embd, token=slots * c.n_embd)
+            routed_linear(program, down, hidden, out, tokens=tokens, used=slots, routing=routing, params=params)
+        if c.n_expert_shared:
+            to = x if tokens == 1 else View(scratch["shared"], token=c.n_embd)
+            weight = self.weights["ffn_down_shexp"]
+            linear(program, weight, shared, to, tokens=tokens, params=params, accumulate=tokens == 1)
+        if tokens > 1:
+            self._sum(program, scratch, tokens)
+
+    def _sum(self, program: Program, scratch: Scratch, tokens: int) -> None:
+        c = self.config
+        program.launch(
+            kernels.MOE_SUM,
+            {
+                "routed": scratch["routed"],
+                "weights": scratch["expert_weights"],
+                "shared": scratch["shared"],
+                "x": scratch["x"],
+                "params": scratch["params"],
+            },
+            (-(-c.n_embd // 4 // program.device.subgroup_size), tokens, 1),
+            push={"width": c.n_embd, "used": c.n_expert_used, "has_shared": int(c.n_expert_shared > 0)},
+        )
 
 
 def route_constants(config: ModelConfig, lanes: int) -> tuple[dict[str, int], dict[str, int | float]]:

@@ -13,7 +13,7 @@ from model.config import ModelConfig
 from model.device_weights import DeviceWeights
 from model.feed_forward import FeedForwardBlock
 from model.layout import CacheLayout, Path
-from model.linear import View, linear
+from model.linear import Norm, View, linear
 from model.prompt_attention import TILED_FROM, PromptShape
 from model.scratch import ARGMAX_GROUPS, Scratch
 from model.tiled_prompt import TiledPrompt
@@ -98,8 +98,9 @@ class Forward:
 
     def _norm(self, program: Program, tokens: int, last_token: bool) -> View:
         c, scratch = self._config, self._scratch
-        weight = self._weights.vector("output_norm")
-        emit_norm(program, scratch, tokens, scratch["x"], weight, scratch["hidden"], c.n_embd, c.rms_eps, last_token)
+        norm = Norm(self._weights.vector("output_norm"), c.rms_eps)
+        x = View(scratch["x"], token=c.n_embd)
+        emit_norm(program, scratch, tokens, x, norm, scratch["hidden"], c.n_embd, last_token)
         return View(scratch["hidden"], token=c.n_embd)
 
     def _head_last(self, program: Program) -> None:

@@ -33,10 +33,21 @@ MATVEC_CACHE = Kernel(
     "matvec.comp", (*_LINEAR, _PARAMS), ("ROWS",), _MATVEC_PUSH
 )  # with ROWS_FROM_CACHE or UNITS_FROM_CACHE
 MATVEC_CHOSEN = Kernel("matvec.comp", (*_LINEAR, ("experts", "r")), ("ROWS",), _MATVEC_PUSH, {"CHOSEN": "1"})
+# y += the chosen experts' products by their shares (shaders/include/matvec_buffers.glsl).
+MATVEC_SUMMED = Kernel(
+    "matvec.comp",
+    (*MATVEC_CHOSEN.bindings, ("shares", "r")),
+    ("ROWS",),
+    (*_MATVEC_PUSH, "slots"),
+    {"CHOSEN": "1", "SUMMED": "1"},
+)
 # The same for narrow subgroups.
 MATVEC_ROWS = Kernel("matvec_rows.comp", _LINEAR, ("ROWS",), LINEAR_PUSH)
 MATVEC_ROWS_CACHE = Kernel("matvec_rows.comp", MATVEC_CACHE.bindings, ("ROWS",), LINEAR_PUSH)
 MATVEC_ROWS_CHOSEN = Kernel("matvec_rows.comp", MATVEC_CHOSEN.bindings, ("ROWS",), LINEAR_PUSH, {"CHOSEN": "1"})
+MATVEC_ROWS_SUMMED = Kernel(
+    "matvec_rows.comp", MATVEC_SUMMED.bindings, ("ROWS",), (*LINEAR_PUSH, "slots"), MATVEC_SUMMED.macros
+)
 MATMUL = Kernel("matmul.comp", (*_LINEAR, _PARAMS), ("ROWS", "TOKENS"), LINEAR_PUSH)
 MATMUL_ROUTED = Kernel(
     "matmul.comp",
@@ -59,7 +70,7 @@ RMS_NORM = Kernel(
 LATENT_CACHE = Kernel(
     "latent_cache.comp",
     (("kv", "r"), ("weight", "r"), ("rope_tables", "r"), _PARAMS, ("cache", "w")),
-    push=("latent", "rope", "n_high", "eps"),
+    push=("latent", "rope", "kv_first", "kv_token", "n_high", "eps"),
 )
 LATENT_CACHE_V = Kernel(
     "latent_cache.comp",
@@ -136,6 +147,30 @@ ARGMAX = Kernel("argmax.comp", (("logits", "r"), ("best", "w")), push=("count", 
 ARGMAX_FINAL = Kernel("argmax.comp", (("best", "r"), ("token", "w")), push=("count", "share"), macros={"FINAL": "1"})
 
 
+def absorbing(kernel: Kernel, redundant_values: bool) -> Kernel:
+    """The product with attn_k_b that also stores the token's latent row, or two, and rotates its queries
+    (``shaders/include/absorbing.glsl``)."""
+    latent = LATENT_CACHE_V if redundant_values else LATENT_CACHE
+    kv, weight, rope_tables, params, *caches = latent.bindings
+    return replace(
+        kernel.variant(ABSORBS="1", **latent.macros),
+        bindings=(*kernel.bindings, params, kv, weight, rope_tables, *caches),
+        push=(*kernel.push, *latent.push, *(name for name in ROPE_QUERY.push if name not in latent.push)),
+    )
+
+
+def gated(kernel: Kernel) -> Kernel:
+    """The product of two matrices with one input, whose outputs are gated (GATED of
+    ``shaders/include/matvec_buffers.glsl``)."""
+    return replace(kernel.variant(GATED="1"), bindings=(*kernel.bindings, ("up", "r")))
+
+
+def normed(kernel: Kernel) -> Kernel:
+    """The product of the RMS norm of its input (NORMED of ``shaders/include/matvec_buffers.glsl``)."""
+    made = kernel.variant(NORMED="1")
+    return replace(made, bindings=(*kernel.bindings, ("norm", "r")), push=(*kernel.push, "eps"))
+
+
 def for_shard(kernel: Kernel, push: tuple[str, ...]) -> Kernel:
     """The kernel that serves one shard of a split latent cache, with the push constants that say which."""
     return replace(kernel.variant(SHARD="1"), push=(*kernel.push, *push))
@@ -166,7 +201,7 @@ def for_format(kernel: Kernel, kind: GGMLQuantizationType, interleaved: bool = F
     """The kernel compiled for one weight format (``shaders/include/format_*.glsl``), with the blocks of a row one after
     the other or ``interleaved`` with those of its neighbours (``shaders/include/weights.glsl``)."""
     made = kernel.variant(**{f"FORMAT_{kind.name.upper()}": "1"})
-    return replace(made.variant(INTERLEAVED="1"), texels=("weights",)) if interleaved else made
+    return replace(made.variant(INTERLEAVED="1"), texels=("weights", "up")) if interleaved else made
 
 
 def weight_kind(kernel: Kernel) -> GGMLQuantizationType:

@@ -6,12 +6,14 @@ elements; ``batch`` goes over a stack's matrices (heads), ``token`` over the chu
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from gguf import GGMLQuantizationType
 
 from model import kernels
 from model.block_formats import IN_PIECES
+from model.layout import UNIT
 from model.weights import NARROW_SUBGROUP, Shard, Weight
 from vkbackend.buffer import Buffer
 from vkbackend.device import Device
@@ -44,6 +46,22 @@ class View:
     token: int = 0
 
 
+@dataclass(frozen=True)
+class Norm:
+    """An RMS norm that a product of one token takes its input through, where ``can_fold`` says so."""
+
+    weight: Buffer
+    eps: float
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a block's first products read: vectors, and the norm that they still have to go through, if any."""
+
+    view: View
+    norm: Norm | None = None
+
+
 def _ceil(a: int, b: int) -> int:
     return -(-a // b)
 
@@ -67,7 +85,7 @@ class Tiling:
             if not wrong:
                 return cls.of(tuned, device.subgroup_size)
             device.tuning.reject(name, wrong)
-        return cls.of(usual(kind, tokens, device.subgroup_size), device.subgroup_size)
+        return cls.of(usual(kind, tokens, device.subgroup_size, role), device.subgroup_size)
 
     @classmethod
     def of(cls, entry: Entry, lanes: int) -> Tiling:
@@ -77,12 +95,13 @@ class Tiling:
         return cls(entry.kernel, spec, rows, spec.get("TOKENS", 1))
 
 
-ROLES = ("", "chosen", "routed", "cache")
+ROLES = ("", "chosen", "routed", "cache", "gated", "summed")
 
 
 def purpose(kind: GGMLQuantizationType, tokens: int, role: str) -> str:
     """What a tuning calls products with weights of that kind, of one token or a chunk; ``role``, of ROLES, is "" for a
-    plain matrix, "chosen" and "routed" for a token's and a chunk's experts, "cache" for a cache taken as a matrix."""
+    plain matrix, "chosen" and "routed" for a token's and a chunk's experts, "cache" for a cache taken as a matrix,
+    "gated" for two matrices of one input whose outputs are gated, "summed" for a token's experts added up."""
     return " ".join(filter(None, ("linear", role, kind.name.lower(), "token" if tokens == 1 else "chunk")))
 
 
@@ -100,16 +119,17 @@ def unfit(entry: Entry, tokens: int) -> str:
     return ""
 
 
-def usual(kind: GGMLQuantizationType, tokens: int, lanes: int) -> Entry:
-    """By subgroup width and token count; the constants above say why."""
-    narrow, in_pieces = lanes < NARROW_SUBGROUP, kind in IN_PIECES
+def usual(kind: GGMLQuantizationType, tokens: int, lanes: int, role: str = "") -> Entry:
+    """By subgroup width and token count; the constants above say why. Each row of a gated product is two, one of each
+    matrix, so that it makes half as many."""
+    narrow, in_pieces, matrices = lanes < NARROW_SUBGROUP, kind in IN_PIECES, 2 if role == "gated" else 1
     if tokens > 1:
         rows, each = MATMUL_WIDE if not narrow else MATMUL_NARROW_IN_PIECES if in_pieces else MATMUL_NARROW
         return Entry(kernels.MATMUL.file, {"ROWS": rows, "TOKENS": each})
     if narrow:
         rows = LANE_ROWS_IN_PIECES if in_pieces else LANE_ROWS
-        return Entry(kernels.MATVEC_ROWS.file, {"ROWS": rows})
-    return Entry(kernels.MATVEC.file, {"ROWS": MATVEC_ROWS})
+        return Entry(kernels.MATVEC_ROWS.file, {"ROWS": max(1, rows // matrices)})
+    return Entry(kernels.MATVEC.file, {"ROWS": MATVEC_ROWS // matrices})
 
 
 def linear(
@@ -122,12 +142,14 @@ def linear(
     params: Buffer,
     accumulate: bool = False,
     cache_extent: str = "",
+    norm: Norm | None = None,
     tiling: Tiling | None = None,
 ) -> None:
     """y[token][batch] (+)= W[batch] x[token][batch] for every matrix of ``weight``.
 
     ``tokens`` is the chunk's capacity (1: matrix-vector). ``cache_extent`` is "ROWS" or "UNITS" when the weight is a
-    cache of which only the filled rows, or columns, take part. ``tiling`` is the device's unless another is given.
+    cache of which only the filled rows, or columns, take part. ``norm`` is folded into the product. ``tiling`` is the
+    device's unless another is given.
     """
     tiling = tiling or Tiling.choose(program.device, weight.kind, tokens, "cache" if cache_extent else "")
     extent = {f"{cache_extent}_FROM_CACHE": "1"} if cache_extent else {}
@@ -146,7 +168,8 @@ def linear(
             kernel = kernels.MATMUL
         if "params" in dict(kernel.bindings):
             buffers["params"] = params
-        _launch(program, kernel.variant(**extent), weight, buffers, grid, tiling.spec, push, deep=bool(cache_extent))
+        kernel = _folded(kernel.variant(**extent), norm, buffers, push)
+        _launch(program, kernel, weight, buffers, grid, tiling.spec, push, deep=bool(cache_extent))
 
 
 def routed_linear(
@@ -175,11 +198,9 @@ def routed_linear(
         tiles = _ceil(int(push["rows"]), tiling.rows)
         if tokens == 1:
             buffers["experts"] = routing["chosen"]
-            kernel, grid = kernels.MATVEC_ROWS_CHOSEN, (tiles, 1, used)
-            if tiling.kernel == kernels.MATVEC.file:
-                kernel, grid = kernels.MATVEC_CHOSEN, _rows_grid(program, tiles, used)
-                push["tiles_x"] = grid[0]
-            _launch(program, kernel, weight, buffers, grid, tiling.spec, push)
+            wide = tiling.kernel == kernels.MATVEC.file
+            kernel = kernels.MATVEC_CHOSEN if wide else kernels.MATVEC_ROWS_CHOSEN
+            _launch_rows(program, kernel, weight, buffers, tiling, push, used, label=weight.name)
             continue
         spec = tiling.spec | {"CAPACITY": tokens, "X_DIVISOR": used if shared else 1}
         push |= {"x_token": x.token if shared else x.batch, "y_token": y.batch}
@@ -187,6 +208,119 @@ def routed_linear(
         # Every token may choose the same expert, so each expert's grid has room for the whole chunk.
         grid = (tiles, _ceil(tokens, tiling.tokens), weight.matrices)
         _launch(program, kernels.MATMUL_ROUTED, weight, buffers, grid, spec, push)
+
+
+def can_fold(*weights: Weight) -> bool:
+    """Whether products of one token with these can take a norm in: rows of whole units, which end where x does."""
+    return all(weight.columns % UNIT == 0 for weight in weights)
+
+
+def can_gate(gate: Weight, up: Weight) -> bool:
+    """Whether one launch can make both products and take a norm in: the same format, shape and split over buffers."""
+    parts = [(w.kind, w.matrices, w.rows, w.columns, [(s.first, s.end) for s in w.shards]) for w in (gate, up)]
+    return parts[0] == parts[1] and can_fold(gate)
+
+
+def _folded(kernel: Kernel, norm: Norm | None, buffers: dict[str, Buffer], push: dict[str, int | float]) -> Kernel:
+    """The kernel with the norm, whose buffer and constant are added."""
+    if norm is None:
+        return kernel
+    buffers["norm"] = norm.weight
+    push["eps"] = float(norm.eps)
+    return kernels.normed(kernel)
+
+
+def gated_linear(
+    program: Program,
+    gate: Weight,
+    up: Weight,
+    x: View,
+    y: View,
+    norm: Norm,
+    *,
+    chosen: Buffer | None = None,
+    used: int = 1,
+    tiling: Tiling | None = None,
+) -> None:
+    """y[slot] = silu(gate x') * (up x') for one token and x' = norm(x), where ``can_gate``: of a plain matrix, or of
+    the ``used`` experts whose ids ``chosen`` holds. ``tiling`` as in ``linear``; a row of it is one of each matrix."""
+    tiling = tiling or Tiling.choose(program.device, gate.kind, 1, "gated")
+    wide = tiling.kernel == kernels.MATVEC.file
+    if chosen is None:
+        kernel, ids = kernels.MATVEC if wide else kernels.MATVEC_ROWS, {}
+    else:
+        kernel, ids = kernels.MATVEC_CHOSEN if wide else kernels.MATVEC_ROWS_CHOSEN, {"experts": chosen}
+    for shard, other in zip(gate.shards, up.shards, strict=True):
+        push = _push(gate, shard, x, y, accumulate=False)
+        buffers = {"weights": shard.buffer, "x": x.buffer, "y": y.buffer, "up": other.buffer} | ids
+        made = _folded(kernels.gated(kernel), norm, buffers, push)
+        _launch_rows(program, made, gate, buffers, tiling, push, used, label=both_names(gate, up))
+
+
+def summed_linear(
+    program: Program,
+    weight: Weight,
+    x: View,
+    y: View,
+    *,
+    used: int,
+    chosen: Buffer,
+    shares: Buffer,
+    tiling: Tiling | None = None,
+) -> None:
+    """y += sum over the ``used`` slots of shares[slot] * W[chosen[slot]] x[slot], for one token; ``tiling`` as in
+    ``linear``."""
+    tiling = tiling or Tiling.choose(program.device, weight.kind, 1, "summed")
+    kernel = kernels.MATVEC_SUMMED if tiling.kernel == kernels.MATVEC.file else kernels.MATVEC_ROWS_SUMMED
+    for shard in weight.shards:
+        push = _push(weight, shard, x, y, accumulate=True) | {"slots": used}
+        buffers = {"weights": shard.buffer, "x": x.buffer, "y": y.buffer, "experts": chosen, "shares": shares}
+        _launch_rows(program, kernel, weight, buffers, tiling, push, 1, label=weight.name)
+
+
+def absorbing_linear(
+    program: Program,
+    weight: Weight,
+    x: View,
+    y: View,
+    token_buffers: Mapping[str, Buffer],
+    token_push: Mapping[str, int | float],
+    cache_type: str,
+    tiling: Tiling | None = None,
+) -> None:
+    """y[head] = W[head] x[head] for one token, whose latent row is stored and whose queries are rotated beside it
+    (shaders/include/absorbing.glsl) by ``token_buffers`` and ``token_push``; ``tiling`` as in ``linear``."""
+    tiling = tiling or Tiling.choose(program.device, weight.kind, 1)
+    (shard,) = weight.shards
+    kernel = kernels.MATVEC if tiling.kernel == kernels.MATVEC.file else kernels.MATVEC_ROWS
+    kernel = kernels.for_cache(kernels.absorbing(kernel, "values" in token_buffers), cache_type)
+    push = {**_push(weight, shard, x, y, accumulate=False), **token_push}
+    buffers = {"weights": shard.buffer, "x": x.buffer, "y": y.buffer, **token_buffers}
+    _launch_rows(program, kernel, weight, buffers, tiling, push, weight.matrices + 2, label=weight.name)
+
+
+def both_names(one: Weight, other: Weight) -> str:
+    """What a launch over two of a layer's tensors is called: 'blk.0.ffn_gate + ffn_up'."""
+    return f"{one.name} + {other.name.rsplit('.', 1)[-1]}"
+
+
+def _launch_rows(
+    program: Program,
+    kernel: Kernel,
+    weight: Weight,
+    buffers: dict[str, Buffer],
+    tiling: Tiling,
+    push: dict[str, int | float],
+    batch: int,
+    label: str,
+) -> None:
+    """One token's product in the tiling's form, over ``batch`` matrices."""
+    tiles = _ceil(int(push["rows"]), tiling.rows)
+    grid = (tiles, 1, batch)
+    if tiling.kernel == kernels.MATVEC.file:
+        grid = _rows_grid(program, tiles, batch)
+        push["tiles_x"] = grid[0]
+    _launch(program, kernel, weight, buffers, grid, tiling.spec, push, label=label)
 
 
 def _push(weight: Weight, shard: Shard, x: View, y: View, accumulate: bool) -> dict[str, int | float]:
@@ -223,6 +357,7 @@ def _launch(
     spec: dict[str, int],
     push: dict[str, int | float],
     deep: bool = False,
+    label: str = "",
 ) -> None:
     made = kernels.for_format(kernel, weight.kind, weight.interleaved)
-    program.launch(made, buffers, grid, spec=spec, push=push, label=weight.name, deep=deep)
+    program.launch(made, buffers, grid, spec=spec, push=push, label=label or weight.name, deep=deep)

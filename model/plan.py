@@ -22,6 +22,8 @@ from model.weights import device_bytes
 
 Q = GGMLQuantizationType
 TURNED = "blk.{}.attn_k_b_transposed"  # k_b as [H, N, R], by which the MHA fallback expands keys
+# The two products of the normed input as one matrix, where their types agree.
+JOINED = "attn_q_a + attn_kv_a_mqa"
 # Types whose numbers can be moved as they are; any other is turned over as f32, which keeps its values exactly.
 _WORDS = {Q.F32: np.uint32, Q.F16: np.uint16, Q.BF16: np.uint16}
 
@@ -59,6 +61,8 @@ def planned(config: ModelConfig, gguf: GGUFFile) -> Iterator[Planned]:
             gate, up = _halves(info, config.n_expert, config.n_ff_exp, config.n_ff_exp)
             yield _as_stored(name.replace("gate_up", "gate"), gate)
             yield _as_stored(name.replace("gate_up", "up"), up)
+        elif name.endswith((".attn_q_a", ".attn_kv_a_mqa")) and (joined := _joined(name, gguf)) is not None:
+            yield from joined
         else:
             yield Planned(name, info.type, shape, partial(_bytes, info))
     if not config.expert_bias:  # zeros stand in for it
@@ -106,6 +110,24 @@ class _Part:
         numbers = dequantize(self.info) if words is None else self.info.data.view(words)
         part = numbers.reshape(self.stack)[:, self.rows]
         return np.ascontiguousarray(part.transpose(0, 2, 1)).reshape(-1).view(np.uint8)
+
+
+def _joined(name: str, gguf: GGUFFile) -> list[Planned] | None:
+    """In place of q_a and of kv_a, whose rows follow q_a's: one matrix, and nothing. None where they stay apart."""
+    stem = name.rsplit(".", 1)[0]
+    parts = [gguf.tensors.get(f"{stem}.{part}.weight") for part in JOINED.split(" + ")]
+    found = [part for part in parts if part is not None]
+    if len(found) < 2 or found[0].type != found[1].type:
+        return None
+    if not name.endswith("attn_q_a"):
+        return []
+    shape = (sum(part.shape[0] for part in found), found[0].shape[1])
+    return [Planned(f"{stem}.{JOINED}", found[0].type, shape, partial(_one_after_the_other, found))]
+
+
+def _one_after_the_other(parts: list[TensorInfo]) -> NDArray[np.uint8]:
+    """A copy: they need not lie together in the file."""
+    return np.concatenate([part.data.reshape(-1) for part in parts])
 
 
 def _as_f32(info: TensorInfo) -> NDArray[np.uint8]:

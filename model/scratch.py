@@ -34,6 +34,11 @@ def rope_tables(config: ModelConfig, n_ctx: int) -> tuple[np.ndarray, int]:
     return table.astype(np.float32), n_high
 
 
+def compressed_width(config: ModelConfig) -> int:
+    """Elements of a token's compressed query and, behind it, latent and key part, in whole vec4s."""
+    return -(-(config.q_lora + config.latent_dim) // 4) * 4
+
+
 def scratch_bytes(
     config: ModelConfig,
     path: Path,
@@ -54,13 +59,13 @@ def scratch_bytes(
     elements = {
         "x": width * c.n_embd,  # residual stream [T, n_embd]
         "normed": width * c.n_embd,
-        "q_a": width * c.q_lora,
+        "compressed": width * compressed_width(c),  # [T, q_lora + kv_lora + rope]
         "q_a_normed": width * c.q_lora,
         "q": width * c.n_head * c.key_dim,  # [T, H, nope + rope]
-        "kv": width * c.latent_dim,  # [T, kv_lora + rope]
         "heads": width * c.n_head * c.v_head,  # attention's output [T, H, v]
         "gate": width * hidden,
         "up": width * hidden,
+        "shared_hidden": width * c.n_expert_shared * c.n_ff_exp,
         "router": width * c.n_expert,
         "chosen": width * c.n_expert_used,
         "expert_weights": width * c.n_expert_used,

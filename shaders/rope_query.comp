@@ -1,5 +1,5 @@
 #version 450
-// Rotates the rope part of every head's query, from q[token][head] to its place in out[token][head].
+// Rotates the rope part of every head's query of each token of a chunk (rope_heads.glsl).
 #extension GL_GOOGLE_include_directive : require
 #extension GL_KHR_shader_subgroup_basic : require
 
@@ -21,14 +21,10 @@ layout(push_constant) uniform Push {
     uint n_high;     // rows of the rope tables' coarse part
 };
 
+vec2 query_pair(uint i) { return q[i]; }
+void put_rotated(uint i, vec2 v) { rotated[i] = v; }
+#include "rope_heads.glsl"
+
 void main() {
-    uint token = gl_WorkGroupID.x;
-    if (token >= n_tokens) return;
-    uint pairs = rope / 2u;
-    for (uint i = gl_SubgroupInvocationID; i < heads * pairs; i += gl_SubgroupSize) {
-        uint head = i / pairs, pair = i % pairs;
-        uint row = token * heads + head;
-        vec2 v = q[(row * q_head + q_rope) / 2u + pair];
-        rotated[(row * out_head + out_rope) / 2u + pair] = rope_pair(v, n_past + token, pair, pairs, n_high);
-    }
+    if (gl_WorkGroupID.x < n_tokens) rotate_queries(gl_WorkGroupID.x);
 }

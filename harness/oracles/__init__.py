@@ -11,7 +11,17 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from harness.oracles import activations, attention, caches, embedding, linear, prompt_attention, routing, transfers
+from harness.oracles import (
+    activations,
+    attention,
+    caches,
+    embedding,
+    linear,
+    prompt_attention,
+    routing,
+    token_products,
+    transfers,
+)
 from harness.oracles.case import Case, Target
 
 Oracle = Callable[[Target, np.random.Generator], Iterator[Case]]
@@ -26,8 +36,8 @@ ORACLES: dict[str, Oracle] = {
     "group_by_expert.comp": routing.grouping_cases,
     "latent_cache.comp": caches.latent_cases,
     "matmul.comp": linear.cases,
-    "matvec.comp": linear.cases,
-    "matvec_rows.comp": linear.cases,
+    "matvec.comp": token_products.cases,
+    "matvec_rows.comp": token_products.cases,
     "moe_sum.comp": routing.sum_cases,
     "peak_arithmetic.comp": transfers.arithmetic_cases,
     "peak_read.comp": transfers.read_cases,

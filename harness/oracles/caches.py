@@ -25,11 +25,11 @@ GLM = PRESETS["glm-4.7-flash"]
 Doubles = NDArray[np.float64]
 
 
-def _with_rope(rope: int) -> ModelConfig:
+def with_rope(rope: int) -> ModelConfig:
     return replace(GLM, qk_rope=rope)
 
 
-def _rotated(x: NDArray[np.float32], n_past: int) -> Doubles:
+def rotated(x: NDArray[np.float32], n_past: int) -> Doubles:
     """``x`` [T, ..., P] at the positions from ``n_past`` on, in float64."""
     positions = np.arange(n_past, n_past + len(x))
     frequencies = plain_frequencies(x.shape[-1], GLM.rope_theta)
@@ -59,7 +59,7 @@ def rope_case(
     """
     draft = Draft(info, f"{tokens} tokens, {heads} heads of {rope} at {n_past}" + (", in place" if in_place else ""))
     capacity, nope = tokens + 1, 20
-    table, n_high = rope_tables(_with_rope(rope), GLM.n_ctx_train)
+    table, n_high = rope_tables(with_rope(rope), GLM.n_ctx_train)
     q = floats(rng, capacity, heads, nope + rope)
     out_head, out_rope = (nope + rope, nope) if in_place else (rope + 44, 44)
     source = draft.upload(q)
@@ -70,7 +70,7 @@ def rope_case(
     draft.launch(kernels.ROPE_QUERY, buffers, (capacity, 1, 1), push=push)
     expected = q.astype(np.float64) if in_place else np.full((capacity, heads, out_head), float(CANARY))
     tolerance = np.zeros(expected.shape)
-    expected[:tokens, :, out_rope:] = _rotated(q[:tokens, :, nope:], n_past)
+    expected[:tokens, :, out_rope:] = rotated(q[:tokens, :, nope:], n_past)
     tolerance[:tokens, :, out_rope:] = rope_error(q[:tokens, :, nope:])
     return draft.case({out: Expected(expected, tolerance=tolerance, axes=("token", "head", "element"))})
 
@@ -88,6 +88,14 @@ def rope_cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
         yield rope_case(target.info, rng, rope, n_past, True, heads=3, tokens=tokens)
 
 
+def added_rows(kv: NDArray[np.float32], weight: NDArray[np.float32], n_past: int) -> tuple[Doubles, Doubles]:
+    """What tokens of ``kv`` [T, R + P] add to a latent cache after ``n_past``, and how far f32 may be from it."""
+    latent = weight.size
+    normed = ops.rms_norm(kv[:, :latent].astype(np.float64), weight.astype(np.float64), float(np.float32(GLM.rms_eps)))
+    added = np.concatenate([normed, rotated(kv[:, latent:], n_past)], axis=1)
+    return added, np.concatenate([norm_error(normed), rope_error(kv[:, latent:])], axis=1)
+
+
 def latent_case(
     info: DeviceInfo,
     rng: np.random.Generator,
@@ -103,15 +111,15 @@ def latent_case(
     macros = kernel.macros
     n_ctx, capacity = n_past + tokens + 6, tokens + 1
     draft = Draft(info, f"{tokens} tokens of {latent} + {rope} after {n_past}" + (f", shards {edges}" if edges else ""))
-    table, n_high = rope_tables(_with_rope(rope), n_ctx)
-    kv, weight = floats(rng, capacity, latent + rope), floats(rng, latent)
-    eps = float(GLM.rms_eps)
-    buffers = {"kv": draft.upload(kv), "weight": draft.upload(weight), "rope_tables": draft.upload(table)}
+    table, n_high = rope_tables(with_rope(rope), n_ctx)
+    kv_first = 4  # another product's output stands before each token's
+    found_beside, weight = floats(rng, capacity, kv_first + latent + rope + 2), floats(rng, latent)
+    kv = found_beside[:, kv_first : kv_first + latent + rope]
+    buffers = {"kv": draft.upload(found_beside), "weight": draft.upload(weight), "rope_tables": draft.upload(table)}
     buffers["params"] = draft.params(n_past, tokens)
-    normed = ops.rms_norm(kv[:tokens, :latent].astype(np.float64), weight.astype(np.float64), float(np.float32(eps)))
-    added = np.concatenate([normed, _rotated(kv[:tokens, latent:], n_past)], axis=1)
-    error = np.concatenate([norm_error(normed), rope_error(kv[:tokens, latent:])], axis=1)
-    push: dict[str, int | float] = {"latent": latent, "rope": rope, "n_high": n_high, "eps": eps}
+    added, error = added_rows(kv[:tokens], weight, n_past)
+    push: dict[str, int | float] = {"latent": latent, "rope": rope, "n_high": n_high, "eps": float(GLM.rms_eps)}
+    push |= {"kv_first": kv_first, "kv_token": found_beside.shape[1]}
     if "PER_HEAD" in macros:
         out = draft.canary(capacity, latent + rope)
         draft.launch(kernel, buffers | {"cache": out}, (capacity, 1, 1), push=push)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 from gguf import GGML_QUANT_SIZES
@@ -13,8 +14,9 @@ from numpy.typing import NDArray
 from harness.oracles.case import CANARY, Case, Draft, Expected, Target, U
 from model.block_formats import PLAIN, codebook
 from model.kernels import weight_kind
-from model.linear import Tiling, View, linear, routed_linear
+from model.linear import Norm, Tiling, View, linear, routed_linear
 from model.random_blocks import random_blocks
+from model.reference import ops
 from model.weights import Weight, allocate, stack_upload
 from vkbackend.physical import DeviceInfo
 from vkbackend.tuning import Entry
@@ -50,13 +52,46 @@ def largest_error(weight: NDArray[np.floating], x: NDArray[np.floating]) -> Doub
     return error
 
 
+@dataclass(frozen=True)
+class Normed:
+    """An RMS norm before a product: what the kernel is told, and what it does to an input."""
+
+    norm: Norm
+    weight: Doubles
+
+    @classmethod
+    def draw(cls, draft: Draft, rng: np.random.Generator, columns: int) -> Normed:
+        weight = rng.standard_normal(columns).astype(np.float32)
+        return cls(Norm(draft.upload(weight, "norm"), 1e-5), weight.astype(np.float64))
+
+    def of(self, x: Doubles) -> Doubles:
+        """The norm of ``x`` [K]."""
+        normed: Doubles = ops.rms_norm(x, self.weight, float(np.float32(self.norm.eps))).astype(np.float64)
+        return normed
+
+
+def norm_error(weight: NDArray[np.floating], normed: Doubles) -> Doubles:
+    """What a product's norm adds to ``largest_error`` of ``weight`` [..., rows, K] and the normed input [..., K].
+
+    The sum of squares is off by at most K / 4 + 3 roundings, its root by half of that; its division, the root's own 2
+    units in the last place, two products.
+    """
+    error: Doubles = (weight.shape[-1] / 8 + 8) * U * np.einsum("...rk,...k->...r", np.abs(weight), np.abs(normed))
+    return error
+
+
+def uploaded(draft: Draft, name: str, kind: Q, shape: tuple[int, ...], data: NDArray[np.uint8], limit: int) -> Weight:
+    """A tensor in buffers of at most ``limit`` bytes beside the codebook (0: in one)."""
+    owner = draft.limited(codebook(kind).size + limit) if limit else draft.device
+    return stack_upload(owner, name, kind, shape, data)
+
+
 def _upload(
     draft: Draft, rng: np.random.Generator, kind: Q, shape: tuple[int, ...], limit: int
 ) -> tuple[Weight, Doubles]:
-    """A random tensor in buffers of at most ``limit`` bytes beside the codebook (0: in one), and its values."""
+    """A random tensor on the device, and its values."""
     data, values = random_tensor(rng, kind, shape)
-    owner = draft.limited(codebook(kind).size + limit) if limit else draft.device
-    return stack_upload(owner, "w", kind, shape, data), values.astype(np.float64)
+    return uploaded(draft, "w", kind, shape, data, limit), values.astype(np.float64)
 
 
 def product_case(
@@ -69,24 +104,26 @@ def product_case(
     capacity: int,
     n_tokens: int | None = None,
     accumulate: bool = False,
+    normed: bool = False,
     limit: int = 0,
 ) -> Case:
     """y[token][matrix] (+)= W[matrix] x[token][matrix] for ``shape`` [matrices,] rows, columns.
 
     Inputs lie apart at odd strides, outputs in the middle of a larger buffer, and everything around them must stay as
-    it was. ``limit`` is the bytes of weights in a buffer, 0 for all.
+    it was. With ``normed`` inputs are normed first. ``limit`` is the bytes of weights in a buffer, 0 for all.
     """
     n_tokens = capacity if n_tokens is None else n_tokens
     matrices, rows, columns = (1, *shape)[-3:]
-    more = f", {n_tokens} of {capacity} tokens" + (", accumulated" if accumulate else "")
+    more = f", {n_tokens} of {capacity} tokens" + ", accumulated" * accumulate + ", normed" * normed
     draft = Draft(info, " x ".join(map(str, shape)) + more + (f", buffers of {limit} bytes" if limit else ""))
     weight, values = _upload(draft, rng, kind, shape, limit)
     values = values.reshape(matrices, rows, columns)
     x_batch, y_batch = columns + 12, rows + 3
     x_token, y_token = matrices * x_batch + 4, matrices * y_batch + 5
-    x = rng.standard_normal((capacity, x_token)).astype(np.float32)
+    x = (7 if normed else 1) * rng.standard_normal((capacity, x_token)).astype(np.float32)
     before = rng.standard_normal(2 + capacity * y_token + 40).astype(np.float32)
     y = draft.upload(before, "y")
+    norm = Normed.draw(draft, rng, columns) if normed else None
     linear(
         draft.program,
         weight,
@@ -95,6 +132,7 @@ def product_case(
         tokens=capacity,
         params=draft.params(5, n_tokens),
         accumulate=accumulate,
+        norm=norm.norm if norm else None,
         tiling=tiling,
     )
     expected, tolerance = before.astype(np.float64), np.zeros(before.size)
@@ -102,10 +140,13 @@ def product_case(
         for m in range(matrices):
             vector = x[token, m * x_batch : m * x_batch + columns].astype(np.float64)
             at = slice(2 + token * y_token + m * y_batch, 2 + token * y_token + m * y_batch + rows)
+            if norm:
+                vector = norm.of(vector)
+                tolerance[at] += norm_error(values[m], vector)
             result = values[m] @ vector
             expected[at] = expected[at] + result if accumulate else result
             # What is added to is exact; the sum rounds once more.
-            tolerance[at] = largest_error(values[m], vector) + (U * np.abs(expected[at]) if accumulate else 0)
+            tolerance[at] += largest_error(values[m], vector) + (U * np.abs(expected[at]) if accumulate else 0)
 
     def locate(index: int) -> str:
         token, rest = divmod(index - 2, y_token)
@@ -264,16 +305,19 @@ def _product_cases(target: Target, rng: np.random.Generator, kind: Q, tiling: Ti
     """One row; one more than a workgroup's; odd numbers over several; heads, padding, splits, chunks not full."""
     info, block = target.info, max(32, GGML_QUANT_SIZES[kind][0])
     chunk = 1 if tiling.tokens == 1 else tiling.tokens + 3
+    normed = target.has("NORMED")
     drawn = int(rng.integers(2, 3 * tiling.rows + 9)), block * int(rng.integers(1, 1280 // block + 1))
     for rows, columns in ((1, block), (tiling.rows + 1, 512), (2 * tiling.rows + 3, 1280), drawn):
-        yield product_case(info, rng, kind, (target.fitting_rows(rows), columns), tiling, capacity=chunk)
+        yield product_case(info, rng, kind, (target.fitting_rows(rows), columns), tiling, capacity=chunk, normed=normed)
     rows = target.fitting_rows(21)
-    yield product_case(info, rng, kind, (5, rows, 256), tiling, capacity=chunk, accumulate=True)
+    yield product_case(info, rng, kind, (5, rows, 256), tiling, capacity=chunk, normed=normed, accumulate=True)
     rows, row = target.fitting_rows(67), GGML_QUANT_SIZES[kind][1] * 256 // GGML_QUANT_SIZES[kind][0]
-    yield product_case(info, rng, kind, (rows, 256), tiling, capacity=chunk, limit=rows * row // 3)
+    yield product_case(info, rng, kind, (rows, 256), tiling, capacity=chunk, normed=normed, limit=rows * row // 3)
     rows = target.fitting_rows(5)
-    yield product_case(info, rng, kind, (19, rows, 256), tiling, capacity=chunk, limit=rows * 19 * row // 2 + 1)
-    for columns in (4, 24, 100) if kind in PLAIN else ():
+    yield product_case(
+        info, rng, kind, (19, rows, 256), tiling, capacity=chunk, normed=normed, limit=rows * 19 * row // 2 + 1
+    )
+    for columns in (4, 24, 100) if kind in PLAIN and not normed else ():
         yield product_case(info, rng, kind, (6, 13, columns), tiling, capacity=chunk)
     if chunk > 1:
         rows = target.fitting_rows(33)

@@ -26,6 +26,7 @@ from vkbackend.memory import Use
 Buffers = dict[str, Buffer]
 Array = NDArray[np.generic]
 _TILE = 2**20  # random numbers, or bytes of random weights; what follows repeats them
+_MATRICES = frozenset({"weights", "up"})  # bindings in the kernel's format, where it has one
 _NOT_FLOATS = frozenset({"cache", "values", "k_cache", "v_cache"})  # f16 unless the cache is f32
 
 
@@ -37,7 +38,7 @@ class Inputs:
         self._rng = np.random.default_rng(0)
         self._stack = ExitStack()
         self._copies = 0
-        self._weights: Buffer | None = None
+        self._weights: Buffers = {}
         self._stored: NDArray[np.uint8] | None = None
         self.written: Buffers = {}
 
@@ -54,8 +55,8 @@ class Inputs:
                 if name not in self.written:
                     self.written[name] = self._upload(name, self._values(name))
                 made[name] = self.written[name]
-            elif name == "weights" and self._stored_formats():
-                made[name] = self._matrices()
+            elif name in _MATRICES and self._stored_formats():
+                made[name] = self._matrices(name)
             else:
                 made[name] = self._upload(name, self._values(name))
         self._copies += 1
@@ -86,11 +87,11 @@ class Inputs:
     def _stored_formats(self) -> bool:
         return any(macro.startswith("FORMAT_") for macro in self._job.kernel.macros)
 
-    def _matrices(self) -> Buffer:
+    def _matrices(self, name: str) -> Buffer:
         """Random weights in a buffer as the plan has it, or the last copy's where this copy takes others of them."""
         job, push = self._job, self._job.push
-        if self._weights is not None and self._copies % self._groups() != 0:
-            return self._weights
+        if name in self._weights and self._copies % self._groups() != 0:
+            return self._weights[name]
         if job.kernel.file == "embed.comp":
             shape: tuple[int, ...] = (int(push["row_end"]) - int(push["row_first"]), UNIT * int(push["units"]))
         else:
@@ -103,15 +104,15 @@ class Inputs:
             tile = random_blocks(kind, min(blocks, -(-_TILE // size)), self._rng, 1.0).reshape(-1)
             whole = blocks * size
             self._stored = np.resize(tile, whole) if self._device.keeps_data else np.empty(whole, np.uint8)
-        (shard,) = stack_upload(self._device, "weights", kind, shape, self._stored).shards
+        (shard,) = stack_upload(self._device, name, kind, shape, self._stored).shards
         self._hold(shard.buffer)
-        if (shard.buffer.nbytes, shard.scale_base) != (job.nbytes["weights"], push["scale_base"]):
+        if (shard.buffer.nbytes, shard.scale_base) != (job.nbytes[name], push["scale_base"]):
             raise ValueError(
                 f"weights of {shape} take {shard.buffer.nbytes} bytes with scales at {shard.scale_base}; the plan says "
-                f"{job.nbytes['weights']} and {push['scale_base']}"
+                f"{job.nbytes[name]} and {push['scale_base']}"
             )
-        self._weights = shard.buffer
-        return self._weights
+        self._weights[name] = shard.buffer
+        return shard.buffer
 
     def _groups(self) -> int:
         """Copies that one buffer of weights serves."""

@@ -35,7 +35,15 @@ from vkbackend.tuning import (
     with_entries,
 )
 
-_ROLES = {"CHOSEN": "chosen", "ROUTED": "routed", "ROWS_FROM_CACHE": "cache", "UNITS_FROM_CACHE": "cache"}
+# The first that a kernel has says what its product is.
+_ROLES = {
+    "GATED": "gated",
+    "SUMMED": "summed",
+    "CHOSEN": "chosen",
+    "ROUTED": "routed",
+    "ROWS_FROM_CACHE": "cache",
+    "UNITS_FROM_CACHE": "cache",
+}
 _SHARD = ("rows", "matrix_first", "first")  # push constants that tell the parts of a tensor or a cache
 _CHOSEN = {  # the constants that a tuning says; a model's dimensions say the others
     kernels.MATVEC.file: kernels.MATVEC.spec,

@@ -85,8 +85,11 @@ def _product(job: BenchJob) -> Amount:
         matrices, vectors = int((counts > 0).sum()), int(counts.sum())
         inputs = job.tokens if job.choices[0].spec["X_DIVISOR"] > 1 else vectors
     block, size = GGML_QUANT_SIZES[weight_kind(job.kernel)]
+    outputs = 1 if "SUMMED" in macros else vectors
+    if "GATED" in macros:  # two matrices of each input make one output
+        matrices, vectors = 2 * matrices, 2 * vectors
     weights = matrices * rows * columns
-    written = vectors * rows * (2 if push["accumulate"] else 1)
+    written = outputs * rows * (2 if push["accumulate"] else 1)
     products = vectors * rows * columns
     read = weights / block * size + F32 * inputs * columns
     return Amount(WORK[job.kernel.file].unit, products, read, F32 * written, 2 * products)

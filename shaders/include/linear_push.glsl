@@ -15,4 +15,23 @@ layout(push_constant) uniform Push {
 #ifdef LANES_ALONG_ROW
     uint tiles_x;      // of the grid, whose z goes on where x ends
 #endif
+#ifdef SUMMED
+    uint slots;        // experts whose products are summed
+#endif
+#ifdef ABSORBS
+    uint latent;       // elements, as those that follow
+    uint rope;
+    uint kv_first;     // where the token's latent and key part begin
+    uint kv_token;
+    uint n_high;       // rows of the rope tables' coarse part
+    float eps;         // of the latent's norm
+    uint heads;
+    uint q_head;       // of one head's query
+    uint q_rope;       // element of it where the rope part begins
+    uint out_head;     // the same of the output
+    uint out_rope;
+#endif
+#ifdef NORMED
+    float eps;         // of the input's norm
+#endif
 };

@@ -8,9 +8,9 @@
 #define SCALE_TEXELS 0u
 #endif
 int texel_of(uint block, uint i) { return int((block >> 3) * (PIECES * 8u + SCALE_TEXELS) + i); }
-uvec4 piece(uint block, uint i) { return texelFetch(weights, texel_of(block, SCALE_TEXELS + i * 8u + (block & 7u))); }
+uvec4 piece(uint block, uint i) { return texel(texel_of(block, SCALE_TEXELS + i * 8u + (block & 7u))); }
 float scale_apart(uint block) {
-    uvec4 eight = texelFetch(weights, texel_of(block, 0u));
+    uvec4 eight = texel(texel_of(block, 0u));
     return unpackHalf2x16(eight[(block & 7u) >> 1])[block & 1u];
 }
 #else

@@ -47,12 +47,15 @@ def amount_of(name: str) -> Amount:
 
 
 def test_a_products_bytes_and_operations() -> None:
-    """GLM's dense feed-forward: 10240 rows of 2048 weights at 4.5 bits."""
+    """GLM's dense feed-forward: 10240 rows of 2048 weights at 4.5 bits, or as many of 10240 that are added to x."""
     found = amount_of("matvec q4_k rows=2")
     weights = 10240 * 2048
     assert (found.unit, found.units, found.flops) == ("weight", weights, 2 * weights)
-    assert found.read == weights * 144 / 256 + 4 * 2048
-    assert found.written == 4 * 10240
+    assert found.read == weights * 144 / 256 + 4 * 10240
+    assert found.written == 2 * 4 * 2048
+    both = amount_of("matvec q4_k gated normed rows=1")
+    assert (both.units, both.read) == (2 * weights, 2 * weights * 144 / 256 + 4 * 2048)
+    assert both.written == 4 * 10240
     chunk = amount_of("matmul q4_k rows=2 tokens=8")
     assert (chunk.unit, chunk.units, chunk.flops) == ("weight and token", CHUNK * weights, 2 * CHUNK * weights)
     assert chunk.read == weights * 144 / 256 + 4 * CHUNK * 2048
@@ -64,6 +67,9 @@ def test_a_tokens_experts_are_four_of_all() -> None:
     weights = 4 * 1536 * 2048
     assert (found.units, found.read) == (weights, weights * 144 / 256 + 4 * 2048)  # gate or up: one input for all
     assert found.written == 4 * 4 * 1536
+    summed = amount_of("matvec q6_k chosen summed rows=2")
+    assert (summed.units, summed.read) == (weights, weights * 210 / 256 + 4 * 4 * 1536)
+    assert summed.written == 2 * 4 * 2048
 
 
 def test_routed_experts_work_on_pairs_and_not_on_their_grids_room() -> None:
@@ -167,7 +173,7 @@ def test_shares_of_known_peaks() -> None:
     assert (hard.bound.governs, hard.share) == ("compute", pytest.approx(0.5))
     values = found.as_dict()
     assert values["samples_seconds"] == [0.039, 0.04, 0.08] and values["roofline_share"] == pytest.approx(0.5)
-    assert shape_text(found) == "10240 x 2048"
+    assert shape_text(found) == "2048 x 10240"
 
 
 def test_spread_and_percent() -> None:

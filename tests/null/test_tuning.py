@@ -80,7 +80,7 @@ def test_a_better_choice_is_stored_and_launched(path: Path, capsys: pytest.Captu
     runner = Fake(by_rows(8))
     found = sweep(runner, variant("matvec q4_k rows=2"), {"ROWS": [2, 4, 8]}, GLM, WIDE, seed=0, repeats=4)
     assert [entry_text(entry) for entry in found.entries] == ["matvec rows=2", "matvec rows=4", "matvec rows=8"]
-    assert [c.grid[0] for c in runner.jobs[0].choices] == [5120, 2560, 1280]  # 10240 rows
+    assert [c.grid[0] for c in runner.jobs[0].choices] == [1024, 512, 256]  # 2048 rows
     assert [dict(c.spec)["ROWS"] for c in runner.jobs[1].choices] == [2, 8]  # once more, the best by itself
     assert found.better == EIGHT and found.ratio(2).value == pytest.approx(1 / 7) and found.ratio(2).distinct
     assert store(found, WIDE) == path
@@ -99,8 +99,9 @@ def test_a_better_choice_is_stored_and_launched(path: Path, capsys: pytest.Captu
     config = replace(GLM, n_layer=2, n_nextn=0)
     made = planned_launches(config, types, PATHS["mla"], WIDE, n_ctx=256, tuning=load_tuning(WIDE))
     rows = {launch.label: launch.spec for launch in made["decode"] if launch.kernel.file == "matvec.comp"}
-    assert rows["blk.0.ffn_gate"] == {"ROWS": 8}
-    assert rows["blk.1.ffn_gate_exps"] == rows["output"] == {"ROWS": 2}  # other purposes: chosen experts, Q6_K
+    assert rows["blk.0.ffn_down"] == {"ROWS": 8}
+    assert rows["blk.0.ffn_gate + ffn_up"] == {"ROWS": 1}  # another purpose: gated
+    assert rows["blk.1.ffn_down_exps"] == rows["output"] == {"ROWS": 2}  # others: chosen experts, Q6_K
     # The stored choice is the present one of the next sweep.
     again = sweep(Fake(by_rows(8)), variant("matvec q4_k rows=2"), {"ROWS": [2, 8]}, GLM, WIDE, seed=0, repeats=4)
     assert entry_text(again.entries[0]) == "matvec rows=8" and again.best == 0 and again.better is None

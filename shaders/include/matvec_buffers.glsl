@@ -1,0 +1,71 @@
+// What a product of one token is bound to, in both its forms (matvec.comp, matvec_rows.comp), and what it makes.
+//   CHOSEN: batch entry k is the slot of the token's k-th chosen expert.
+//   SUMMED: as CHOSEN, with all slots in one batch entry: y += sum over slots of share * W[expert of slot] x[slot].
+//   GATED: y = silu(W x) * (V x), where V's buffer is laid out as W's.
+//   NORMED: x stands for its RMS norm. A product is linear, so x is multiplied by the norm's weights where it is loaded
+//   and the sums by the inverse root mean square, which every subgroup finds by the way since it loads all of x.
+//   ABSORBS: absorbing.glsl.
+layout(binding = 1) readonly buffer Input { vec4 x[]; };
+layout(binding = 2) buffer Output { float y[]; };
+#ifdef CHOSEN
+layout(binding = 3) readonly buffer Experts { uint expert_of[]; };
+#define AFTER_EXPERTS 4
+#else
+#define AFTER_EXPERTS 3
+#endif
+#ifdef SUMMED
+layout(binding = AFTER_EXPERTS) readonly buffer Shares { float share_of[]; };
+#endif
+#ifdef GATED
+#define UP_BINDING AFTER_EXPERTS
+#define AFTER_UP (AFTER_EXPERTS + 1)
+#define MATRICES 2u
+#else
+#define AFTER_UP AFTER_EXPERTS
+#define MATRICES 1u
+#endif
+#include "weights.glsl"
+#if defined(ROWS_FROM_CACHE) || defined(UNITS_FROM_CACHE)
+#define PARAMS_BINDING 3
+#include "params.glsl"
+#endif
+#include "linear_push.glsl"
+
+#ifdef NORMED
+layout(binding = AFTER_UP) readonly buffer Norm { vec4 norm[]; };
+float squares = 0.0; // of the inputs that the lane loaded
+#endif
+
+// Row r of a lane is one of V where rows of W, ROWS of them, are behind it.
+void take_row(uint r, uint rows_of_w) {
+#ifdef GATED
+    from_up = r >= rows_of_w;
+#endif
+}
+
+// The matrix of batch entry or slot number `slot`.
+uint matrix_of(uint slot) {
+#ifdef CHOSEN
+    return expert_of[slot];
+#else
+    return slot;
+#endif
+}
+
+// What a gated product makes of a row's two sums.
+float gated(float gate, float up) { return gate / (1.0 + exp(-gate)) * up; }
+
+// Columns 4 * quad to 4 * quad + 3 of the input that begins at vec4 number `base`.
+vec4 input_at(uint base, uint quad) {
+    vec4 v = x[base + quad];
+#ifdef NORMED
+    squares += dot(v, v);
+    v *= norm[quad];
+#endif
+    return v;
+}
+
+#ifdef NORMED
+// What remains of the norm for the sums; each column was loaded by one lane.
+float input_scale() { return inversesqrt(subgroupAdd(squares) / float(units * 32u) + eps); }
+#endif
