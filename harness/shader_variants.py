@@ -79,7 +79,7 @@ class Shape:
 
 
 def variant_name(launch: Launch) -> str:
-    """What tells a variant from others of its kernel: 'matvec q4_k chosen rows=4'."""
+    """What tells a variant from others of its kernel: 'matvec q4_k chosen rows=2'."""
     macros = launch.kernel.macros
     kinds = [name.removeprefix(_FORMAT).lower() for name in macros if name.startswith(_FORMAT)]
     others = [name.lower() for name in macros if not name.startswith(_FORMAT)]

@@ -10,7 +10,7 @@ from imaginary import INFO
 
 from harness.chips import get_chip
 from harness.cli import main
-from harness.shader_baseline import judge, regressions, save
+from harness.shader_baseline import judge, load, regressions, save
 from harness.shader_row import Row
 from harness.shader_tables import print_stats
 from harness.shader_variants import find_variants
@@ -109,6 +109,23 @@ def test_a_row_is_read_once_for_all_heads() -> None:
         cost = unit_cost(replace(launch, kernel=kernel), assembly, 64, None)
         assert cost is not None
         assert cost.bytes_read == 2 * numbers / 20
+
+
+@pytest.mark.parametrize(
+    ("variant", "waves", "most_compute"),
+    [
+        ("matvec q4_k rows=2", 10, 0.7),
+        ("matvec q6_k rows=2", 10, 0.7),
+        ("matvec q8_0 rows=2", 10, 0.7),
+        ("attention_latent latent=512 rope=64 heads=5 tile=64 splits=64 latent_pairs=4 rope_pairs=1", 5, 1 / 0.7),
+    ],
+)
+def test_the_committed_kernels_leave_room_for_memory_on_phoenix(variant: str, waves: int, most_compute: float) -> None:
+    """Waves of a SIMD to hide loads by, and arithmetic's time over memory's at the chip's peaks."""
+    row = load(Path(__file__).parents[2] / "results" / "shaders" / "phoenix.json")["variants"][variant]
+    assert (row["spilled_vgprs"], row["spilled_sgprs"], row["scratch_bytes"]) == (0, 0, 0)
+    assert row["waves_per_simd"] >= waves
+    assert row["unit"]["compute_seconds"] <= most_compute * row["unit"]["memory_seconds"]
 
 
 def test_every_format_has_its_variants() -> None:
