@@ -262,7 +262,7 @@ def _backend_variants() -> Iterator[Variant]:
         (staging.COPY, each),
         (staging.ZERO, each),
         (peaks.READ, {"LOADS": peaks.LOADS}),
-        (peaks.READ_TEXELS, {"LOADS": peaks.LOADS}),
+        (peaks.READ_TEXELS, {"LOADS": peaks.LOADS_CPU}),
         (peaks.ARITHMETIC, {"ROUNDS": peaks.ROUNDS}),
         (health.PROBE, {}),
     ):

@@ -2,6 +2,7 @@
 
 import json
 import os
+from functools import partial
 
 import numpy as np
 import pytest
@@ -37,7 +38,8 @@ def test_a_wrong_result_is_refused(device: Device, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(Buffer, "download", flipped)
     live = device.companion.live_bytes()
-    for measure, what in ((peaks._bandwidth, "read"), (peaks._arithmetic, "arithmetic")):
+    texels = partial(peaks._bandwidth, kernel=peaks.READ_TEXELS)
+    for measure, what in ((peaks._bandwidth, "read"), (texels, "read"), (peaks._arithmetic, "arithmetic")):
         with pytest.raises(DeviceError) as caught:
             measure(device, 1)
         assert str(caught.value) == (
