@@ -112,6 +112,14 @@ BREAKS = {
         "1 rows of 4 in 1 parts: ",
         "out[row 0, element 0] is 0, expected ",
     ),
+    "the position after a token": (
+        "prompt_softmax.comp",
+        "max(n_past + token + 1u, tile_first)",
+        "max(n_past + token + 2u, tile_first)",
+        "prompt_softmax",
+        "37 tokens after 0, positions 0 to 37, scores of 3: ",
+        "scores[head 0, token 0, position ",
+    ),
     "the halves of a word": (
         "cache_per_head.comp",
         "(pair & 0x0000FFFFu) | bits << 16",
