@@ -35,7 +35,8 @@ N_CTX = 4096  # of the planned caches; a longer one changes grids alone
 LEAST_BINDING = 2**27  # bytes: maxStorageBufferRange of the Vulkan specification's "Required Limits"
 NARROW, WIDE = 8, 64  # lanes: lavapipe's and RDNA's
 _FORMAT = "FORMAT_"
-_BESIDE = r"[.](ffn_up|attn_kv_a)"  # tensors that are multiplied together with another one, where their types agree
+# Tensors that are multiplied together with another one, where their types agree.
+_BESIDE = r"[.](ffn_up|ffn_down_shexp|attn_kv_a)"
 
 
 # Where a launch is from, best first: a forward pass of the mix, one of another type of weights, all logits of a chunk.

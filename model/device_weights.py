@@ -28,7 +28,7 @@ class DeviceWeights:
 
     def _upload(self, part: Planned) -> None:
         if len(part.shape) == 1:
-            self._vectors[part.name] = upload_vector(self._device, part.name, part.data().view(np.float32))
+            self._vectors[part.name] = upload_vector(self._device, part.name, part.flat().view(np.float32))
         else:
             self._matrices[part.name] = stack_upload(self._device, part.name, part.kind, part.shape, part.data())
 

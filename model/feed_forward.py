@@ -12,6 +12,7 @@ from model import kernels
 from model.attention import emit_norm
 from model.config import GROUP_BEST, ModelConfig
 from model.linear import Norm, Source, View, can_gate, gated_linear, linear, routed_linear, summed_linear
+from model.plan import EXPERTS
 from model.scratch import Scratch
 from model.weights import Weight
 from vkbackend.buffer import Buffer
@@ -43,12 +44,29 @@ class FeedForwardBlock:
         self._route(program, scratch, tokens, source)
         self._experts(program, scratch, tokens, source)
 
+    @property
+    def _joined(self) -> bool:
+        """Whether the shared experts stand behind the routed ones, as experts that every token is sent to."""
+        return EXPERTS.format("gate") in self.weights
+
+    @property
+    def _apart(self) -> bool:
+        """Whether there are shared experts in tensors of their own."""
+        return self.moe and self.config.n_expert_shared > 0 and not self._joined
+
+    @property
+    def _slots(self) -> int:
+        """Experts that a token is sent to."""
+        return self.config.n_expert_used + (self.config.n_expert_shared if self._joined else 0)
+
+    def _expert(self, name: str) -> Weight:
+        return self.weights[EXPERTS.format(name) if self._joined else f"ffn_{name}_exps"]
+
     def _folds(self) -> bool:
         """Whether one token's norm is part of every product that follows it, and these of one launch for each pair."""
-        suffixes = (
-            ("_exps", "_shexp") if self.moe and self.config.n_expert_shared else ("_exps",) if self.moe else ("",)
-        )
+        suffixes = ["_shexp"] if self._apart else [] if self.moe else [""]
         pairs = [(self.weights[f"ffn_gate{suffix}"], self.weights[f"ffn_up{suffix}"]) for suffix in suffixes]
+        pairs += [(self._expert("gate"), self._expert("up"))] if self.moe else []
         return all(can_gate(gate, up) for gate, up in pairs)
 
     def _hidden(
@@ -79,7 +97,7 @@ class FeedForwardBlock:
         router = View(scratch["router"], token=c.n_expert)
         weight, params = self.weights["ffn_gate_inp"], scratch["params"]
         linear(program, weight, source.view, router, tokens=tokens, params=params, norm=source.norm)
-        spec, push = route_constants(c, lanes)
+        spec, push = route_constants(c, lanes, self._slots - c.n_expert_used)
         program.launch(
             kernels.for_device(kernels.ROUTE, program.device.info.kind),
             {
@@ -94,6 +112,7 @@ class FeedForwardBlock:
             push=push,
         )
         if tokens > 1:
+            experts = self._expert("gate").matrices
             program.launch(
                 kernels.GROUP_BY_EXPERT,
                 {
@@ -102,8 +121,8 @@ class FeedForwardBlock:
                     "pairs": scratch["pairs"],
                     "params": scratch["params"],
                 },
-                (-(-c.n_expert // lanes), 1, 1),
-                push={"experts": c.n_expert, "used": c.n_expert_used, "capacity": tokens},
+                (-(-experts // lanes), 1, 1),
+                push={"experts": experts, "used": self._slots, "capacity": tokens},
             )
 
     def _experts(self, program: Program, scratch: Scratch, tokens: int, source: Source) -> None:
@@ -111,8 +130,8 @@ class FeedForwardBlock:
         products themselves, after every product that reads x; a chunk's are summed when all are there."""
         c, params = self.config, scratch["params"]
         routing = {name: scratch[name] for name in ("chosen", "counts", "pairs")}
-        slots, x = c.n_expert_used, View(scratch["x"], token=c.n_embd)
-        gate, up, down = (self.weights[f"ffn_{name}_exps"] for name in ("gate", "up", "down"))
+        slots, x = self._slots, View(scratch["x"], token=c.n_embd)
+        gate, up, down = (self._expert(name) for name in ("gate", "up", "down"))
         hidden, beside = (View(scratch[name], batch=c.n_ff_exp, token=slots * c.n_ff_exp) for name in ("gate", "up"))
         if source.norm is not None:
             chosen = scratch["chosen"]
@@ -123,7 +142,7 @@ class FeedForwardBlock:
                     program, weight, source.view, y, tokens=tokens, used=slots, routing=routing, params=params
                 )
             self._silu_mul(program, scratch, tokens, "gate", slots * c.n_ff_exp)
-        if c.n_expert_shared:
+        if self._apart:
             width = c.n_expert_shared * c.n_ff_exp
             shared = self._hidden(program, scratch, tokens, source, "_shexp", width, "shared_hidden")
         if tokens == 1:
@@ -132,7 +151,7 @@ class FeedForwardBlock:
         else:
             out = View(scratch["routed"], batch=c.n_embd, token=slots * c.n_embd)
             routed_linear(program, down, hidden, out, tokens=tokens, used=slots, routing=routing, params=params)
-        if c.n_expert_shared:
+        if self._apart:
             to = x if tokens == 1 else View(scratch["shared"], token=c.n_embd)
             weight = self.weights["ffn_down_shexp"]
             linear(program, weight, shared, to, tokens=tokens, params=params, accumulate=tokens == 1)
@@ -151,12 +170,13 @@ class FeedForwardBlock:
                 "params": scratch["params"],
             },
             (-(-c.n_embd // 4 // program.device.subgroup_size), tokens, 1),
-            push={"width": c.n_embd, "used": c.n_expert_used, "has_shared": int(c.n_expert_shared > 0)},
+            push={"width": c.n_embd, "used": self._slots, "has_shared": int(self._apart)},
         )
 
 
-def route_constants(config: ModelConfig, lanes: int) -> tuple[dict[str, int], dict[str, int | float]]:
-    """Specialization and push constants of the routing kernel on subgroups of ``lanes``."""
+def route_constants(config: ModelConfig, lanes: int, shared: int = 0) -> tuple[dict[str, int], dict[str, int | float]]:
+    """Specialization and push constants of the routing kernel on subgroups of ``lanes``; it sends every token to the
+    ``shared`` experts behind the routed ones, too."""
     c = config
     spec = {
         "PER_LANE": -(-c.n_expert // lanes),
@@ -166,6 +186,7 @@ def route_constants(config: ModelConfig, lanes: int) -> tuple[dict[str, int], di
     push = {
         "experts": c.n_expert,
         "used": c.n_expert_used,
+        "always": shared,
         "sigmoid_gate": int(c.gating == "sigmoid"),
         "normalise": int(c.norm_topk),
         "scale": float(c.expert_scale),

@@ -130,7 +130,7 @@ ROUTE = Kernel(
     "route.comp",
     (("logits", "r"), ("bias", "r"), ("chosen", "w"), ("weights", "rw"), _PARAMS),
     ("PER_LANE", "GROUP", "GROUPS_PER_LANE"),
-    ("experts", "used", "sigmoid_gate", "normalise", "scale", "groups_used", "group_best"),
+    ("experts", "used", "always", "sigmoid_gate", "normalise", "scale", "groups_used", "group_best"),
 )
 GROUP_BY_EXPERT = Kernel(
     "group_by_expert.comp",

@@ -6,7 +6,7 @@ N qk_nope.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from math import prod
@@ -18,12 +18,14 @@ from numpy.typing import NDArray
 from model.config import ModelConfig
 from model.gguf_file import GGUFFile, TensorInfo, dequantize
 from model.tensors import expected_tensors
-from model.weights import device_bytes
+from model.weights import Stacks, device_bytes
 
 Q = GGMLQuantizationType
 TURNED = "blk.{}.attn_k_b_transposed"  # k_b as [H, N, R], by which the MHA fallback expands keys
-# The two products of the normed input as one matrix, where their types agree.
+# Tensors that are one on the device where their types agree: both products of attention's normed input by rows, and the
+# shared experts as more experts behind the routed ones.
 JOINED = "attn_q_a + attn_kv_a_mqa"
+EXPERTS = "ffn_{0}_exps + ffn_{0}_shexp"
 # Types whose numbers can be moved as they are; any other is turned over as f32, which keeps its values exactly.
 _WORDS = {Q.F32: np.uint32, Q.F16: np.uint16, Q.BF16: np.uint16}
 
@@ -38,7 +40,13 @@ class Planned:
     name: str
     kind: GGMLQuantizationType
     shape: tuple[int, ...]
-    data: Callable[[], NDArray[np.uint8]]
+    data: Callable[[], NDArray[np.uint8] | Stacks]
+
+    def flat(self) -> NDArray[np.uint8]:
+        """Its bytes, of one tensor that is a whole one in the file."""
+        data = self.data()
+        assert isinstance(data, np.ndarray)
+        return data.reshape(-1)
 
     @property
     def nbytes(self) -> int:
@@ -47,7 +55,18 @@ class Planned:
 
 
 def planned(config: ModelConfig, gguf: GGUFFile) -> Iterator[Planned]:
-    """Everything that each path needs, in the file's order."""
+    """Everything that each path needs, in the file's order, what is joined where the last of its tensors stands."""
+    parts = {part.name: part for part in _separate(config, gguf)}
+    joined: dict[str, list[Planned]] = {}  # by the names of those that they take the place of
+    for layer in range(config.n_layer):
+        for made in (_joined_products(parts, layer), _joined_experts(config, parts, layer)):
+            joined |= made
+    for name, part in parts.items():
+        yield from joined.get(name, [part])
+
+
+def _separate(config: ModelConfig, gguf: GGUFFile) -> Iterator[Planned]:
+    """Every tensor by itself."""
     for tensor, shape in expected_tensors(config).items():
         info, name = gguf.tensors[tensor], tensor.rsplit(".", 1)[0]
         if len(shape) == 1:
@@ -61,8 +80,6 @@ def planned(config: ModelConfig, gguf: GGUFFile) -> Iterator[Planned]:
             gate, up = _halves(info, config.n_expert, config.n_ff_exp, config.n_ff_exp)
             yield _as_stored(name.replace("gate_up", "gate"), gate)
             yield _as_stored(name.replace("gate_up", "up"), up)
-        elif name.endswith((".attn_q_a", ".attn_kv_a_mqa")) and (joined := _joined(name, gguf)) is not None:
-            yield from joined
         else:
             yield Planned(name, info.type, shape, partial(_bytes, info))
     if not config.expert_bias:  # zeros stand in for it
@@ -112,22 +129,47 @@ class _Part:
         return np.ascontiguousarray(part.transpose(0, 2, 1)).reshape(-1).view(np.uint8)
 
 
-def _joined(name: str, gguf: GGUFFile) -> list[Planned] | None:
-    """In place of q_a and of kv_a, whose rows follow q_a's: one matrix, and nothing. None where they stay apart."""
-    stem = name.rsplit(".", 1)[0]
-    parts = [gguf.tensors.get(f"{stem}.{part}.weight") for part in JOINED.split(" + ")]
-    found = [part for part in parts if part is not None]
-    if len(found) < 2 or found[0].type != found[1].type:
-        return None
-    if not name.endswith("attn_q_a"):
-        return []
-    shape = (sum(part.shape[0] for part in found), found[0].shape[1])
-    return [Planned(f"{stem}.{JOINED}", found[0].type, shape, partial(_one_after_the_other, found))]
+def _joined_products(parts: Mapping[str, Planned], layer: int) -> dict[str, list[Planned]]:
+    """kv_a's rows behind q_a's, in a copy: they need not lie together in the file."""
+    first, last = (f"blk.{layer}.{name}" for name in JOINED.split(" + "))
+    if first not in parts or parts[first].kind != parts[last].kind:
+        return {}
+    one, other = parts[first], parts[last]
+    shape = (one.shape[0] + other.shape[0], one.shape[1])
+
+    def data() -> NDArray[np.uint8]:
+        return np.concatenate([one.flat(), other.flat()])
+
+    return {first: [], last: [Planned(f"blk.{layer}.{JOINED}", one.kind, shape, data)]}
 
 
-def _one_after_the_other(parts: list[TensorInfo]) -> NDArray[np.uint8]:
-    """A copy: they need not lie together in the file."""
-    return np.concatenate([part.data.reshape(-1) for part in parts])
+def _joined_experts(config: ModelConfig, parts: Mapping[str, Planned], layer: int) -> dict[str, list[Planned]]:
+    """The shared experts' three matrices cut into experts as wide as the routed ones, behind these: gate and up by
+    rows, down by columns. All three or none, so that an expert's number means the same in each."""
+    shared, pairs = config.n_expert_shared, {}
+    for name in ("gate", "up", "down"):
+        routed, beside = (parts.get(f"blk.{layer}.{part}") for part in EXPERTS.format(name).split(" + "))
+        if routed is None or beside is None or routed.kind != beside.kind:
+            return {}
+        pairs[name] = routed, beside
+    joined: dict[str, list[Planned]] = {}
+    for name, (routed, beside) in pairs.items():
+        shape = (config.n_expert + shared, *routed.shape[1:])
+        data = partial(_with_shared, routed, beside, name == "down")
+        joined[routed.name] = []
+        joined[beside.name] = [Planned(f"blk.{layer}.{EXPERTS.format(name)}", routed.kind, shape, data)]
+    return joined
+
+
+def _with_shared(routed: Planned, beside: Planned, by_columns: bool) -> Stacks:
+    """The routed experts, and the shared tensor in parts as large as one of them."""
+    experts, rows, _ = routed.shape
+    one = routed.data()
+    assert isinstance(one, np.ndarray)  # of one tensor
+    stack = one.reshape(experts, rows, -1, copy=False)
+    width = stack.shape[-1]
+    parts = beside.flat().reshape(rows, -1, width).swapaxes(0, 1) if by_columns else beside.flat()
+    return [stack, np.ascontiguousarray(parts).reshape(-1, rows, width)]
 
 
 def _as_f32(info: TensorInfo) -> NDArray[np.uint8]:

@@ -55,7 +55,11 @@ def scratch_bytes(
     """
     c, width = config, chunk
     sums = shards * max(splits, width if shards > 1 else 1)
-    hidden = max(c.n_ff, c.n_expert_used * c.n_ff_exp, c.n_expert_shared * c.n_ff_exp)
+    slots, experts = (
+        c.n_expert_used + c.n_expert_shared,
+        c.n_expert + c.n_expert_shared,
+    )  # shared ones may be among them
+    hidden = max(c.n_ff, slots * c.n_ff_exp)
     elements = {
         "x": width * c.n_embd,  # residual stream [T, n_embd]
         "normed": width * c.n_embd,
@@ -67,11 +71,11 @@ def scratch_bytes(
         "up": width * hidden,
         "shared_hidden": width * c.n_expert_shared * c.n_ff_exp,
         "router": width * c.n_expert,
-        "chosen": width * c.n_expert_used,
-        "expert_weights": width * c.n_expert_used,
-        "counts": c.n_expert,
-        "pairs": c.n_expert * width,  # [expert, T]
-        "routed": width * c.n_expert_used * c.n_embd,  # [T, slot, n_embd]
+        "chosen": width * slots,
+        "expert_weights": width * slots,
+        "counts": experts,
+        "pairs": experts * width,  # [expert, T]
+        "routed": width * slots * c.n_embd,  # [T, slot, n_embd]
         "shared": width * c.n_embd,
         "hidden": width * c.n_embd,  # normed for the output matrix
         "best": 2 * ARGMAX_GROUPS,

@@ -9,8 +9,9 @@ matrices where there are several, else between rows; each part has its own codeb
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -112,13 +113,16 @@ def _runs(source: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
     return [run for part in source for run in _runs(part)]
 
 
-def _pieces(source: NDArray[np.uint8], item: int, each: int) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+Stacks = Sequence[NDArray[np.uint8]]  # [matrices, rows, bytes of a row] each, one after the other
+
+
+def _pieces(source: Stacks, item: int, each: int) -> Iterator[tuple[int, NDArray[np.uint8]]]:
     """The items of ``item`` bytes in ``source``, at most ``each`` at a time: the first one's index and [n, item].
 
     Nothing is copied, and the memory map's pages are dropped behind.
     """
     done = 0
-    for run in _runs(source):
+    for run in chain.from_iterable(map(_runs, source)):
         items = run.reshape(-1, item)
         for start in range(0, len(items), each):
             part = items[start : start + each]
@@ -127,13 +131,11 @@ def _pieces(source: NDArray[np.uint8], item: int, each: int) -> Iterator[tuple[i
         done += len(items)
 
 
-def _write(
-    buffer: Buffer, source: NDArray[np.uint8], kind: GGMLQuantizationType, columns: int, interleaved: bool = False
-) -> None:
-    """Put ``source`` [..., rows, bytes of a row], in the device's layout, into a shard's buffer."""
+def _write(buffer: Buffer, source: Stacks, kind: GGMLQuantizationType, columns: int, interleaved: bool = False) -> None:
+    """Put ``source``, in the device's layout, into a shard's buffer."""
     book, size = codebook(kind), GGML_QUANT_SIZES[kind][1]
     buffer.upload(book)
-    width, padded = source.shape[-1], row_bytes(kind, columns)
+    width, padded = source[0].shape[-1], row_bytes(kind, columns)
     if interleaved:
         _write_interleaved(buffer, source, kind)
     elif kind in SCALE:
@@ -149,12 +151,12 @@ def _write(
                 lines[:, width:] = 0
 
 
-def _write_apart(buffer: Buffer, source: NDArray[np.uint8], kind: GGMLQuantizationType, start: int) -> None:
+def _write_apart(buffer: Buffer, source: Stacks, kind: GGMLQuantizationType, start: int) -> None:
     """From byte ``start`` all payloads, then all scales. Whole fields are copied at once: a structured view moves
     payloads of 16 to 208 bytes, not single bytes."""
     payload, scale, size = payload_bytes(kind), SCALE[kind], GGML_QUANT_SIZES[kind][1]
     length, width = payload.stop - payload.start, scale.stop - scale.start
-    scales = start + source.size // size * length
+    scales = start + sum(stack.size for stack in source) // size * length
     fields: Any = np.dtype(
         {
             "names": ["payload", "scale"],
@@ -171,10 +173,11 @@ def _write_apart(buffer: Buffer, source: NDArray[np.uint8], kind: GGMLQuantizati
             target.view(f"V{width}")[:] = blocks["scale"]
 
 
-def _write_interleaved(buffer: Buffer, source: NDArray[np.uint8], kind: GGMLQuantizationType) -> None:
+def _write_interleaved(buffer: Buffer, source: Stacks, kind: GGMLQuantizationType) -> None:
     """By eight rows and block: their scales, where kept apart, then all rows' pieces in their order."""
     size, payload = GGML_QUANT_SIZES[kind][1], payload_bytes(kind)
-    blocks, group = source.shape[-1] // size, INTERLEAVED_ROWS * source.shape[-1]
+    width = source[0].shape[-1]
+    blocks, group = width // size, INTERLEAVED_ROWS * width
     texel = np.dtype(np.complex128)  # 16 bytes that are moved as they are; NumPy moves a void of that size slower
     apart = int(kind in SCALE)
     for first, part in _pieces(source, group, max(1, buffer.piece // group)):
@@ -192,14 +195,24 @@ def _write_interleaved(buffer: Buffer, source: NDArray[np.uint8], kind: GGMLQuan
                 texels[..., at : at + INTERLEAVED_ROWS] = pieces[:, :, index]
 
 
+def _matrices(source: Stacks, first: int, end: int) -> list[NDArray[np.uint8]]:
+    """Matrices ``first`` to ``end`` of stacks that follow each other."""
+    found, at = [], 0
+    for stack in source:
+        part = stack[max(0, first - at) : max(0, end - at)]
+        found += [part] if len(part) else []
+        at += len(stack)
+    return found
+
+
 def stack_upload(
-    device: Device, name: str, kind: GGMLQuantizationType, shape: tuple[int, ...], data: NDArray[np.uint8]
+    device: Device, name: str, kind: GGMLQuantizationType, shape: tuple[int, ...], data: NDArray[np.uint8] | Stacks
 ) -> Weight:
     """Put a tensor of ``shape``, [matrices,] rows, columns, on the device.
 
     ``data`` holds its bytes as in the file and views as [matrices, rows, bytes of a row]: flat, or of that shape and
-    then strided at will but for each row's bytes, such as one half of a fused tensor. It is never copied whole. What
-    was already allocated is freed when a later part fails.
+    then strided at will but for each row's bytes, such as one half of a fused tensor; or several such stacks, one after
+    the other. It is never copied whole. What was already allocated is freed when a later part fails.
 
     Raises:
         DeviceError: one matrix row or expert exceeds a storage buffer binding.
@@ -208,7 +221,10 @@ def stack_upload(
     matrices = shape[0] if len(shape) == 3 else 1
     rows, columns = shape[-2:]
     block, size = GGML_QUANT_SIZES[kind]
-    source = data.reshape(matrices, rows, columns // block * size, copy=False)
+    given = [data] if isinstance(data, np.ndarray) else data
+    source = [stack.reshape(-1, rows, columns // block * size, copy=False) for stack in given]
+    if sum(map(len, source)) != matrices:
+        raise ValueError(f"tensor {name} has {sum(map(len, source))} matrices, expected {matrices}")
     device_row, book = row_bytes(kind, columns), codebook(kind).size
     payload = payload_bytes(kind)
     stacked = matrices > 1
@@ -227,7 +243,7 @@ def stack_upload(
             buffer = Buffer(device, nbytes, f"{name}[{first}:{end}]", use=Use.WEIGHTS, zeroed=False)
             shards.append(Shard(buffer, first, end, scale_base))
             if device.keeps_data:
-                part = source[first:end] if stacked else source[:, first:end]
+                part = _matrices(source, first, end) if stacked else [source[0][:, first:end]]
                 _write(buffer, part, kind, columns, interleaved)
     except BaseException:
         _free(shards)

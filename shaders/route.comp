@@ -1,6 +1,7 @@
 #version 450
 // MoE routing of one token: gate scores, top-k by score plus selection bias (the lower id wins a tie), weights from the unbiased
-// scores, renormalised where the model asks for it, scaled. DeepSeek-V3 report (2024), section 2.1.2.
+// scores, renormalised where the model asks for it, scaled. DeepSeek-V3 report (2024), section 2.1.2. Behind them the
+// shared experts, whose ids follow the routed ones' and whose weight is 1.
 // With GROUP > 0 only experts of the best groups take part; a group's score is that of its best expert, or of its best two
 // together (model/reference/ops.py, group_scores, says which model does which).
 #extension GL_GOOGLE_include_directive : require
@@ -15,8 +16,8 @@ layout(constant_id = 3) const uint GROUPS_PER_LANE = 1; // ceil(groups / subgrou
 
 layout(binding = 0) readonly buffer Logits { float logits[]; }; // [token][expert]
 layout(binding = 1) readonly buffer Bias { float bias[]; };
-layout(binding = 2) writeonly buffer Chosen { uint chosen[]; };   // [token][used]
-layout(binding = 3) buffer Weights { float weights[]; }; // [token][used]
+layout(binding = 2) writeonly buffer Chosen { uint chosen[]; };   // [token][used + always]
+layout(binding = 3) buffer Weights { float weights[]; };           // [token][used + always]
 #define PARAMS_BINDING 4
 #include "params.glsl"
 #include "array_loop.glsl"
@@ -24,6 +25,7 @@ layout(binding = 3) buffer Weights { float weights[]; }; // [token][used]
 layout(push_constant) uniform Push {
     uint experts;
     uint used;
+    uint always;       // shared experts behind the routed ones
     uint sigmoid_gate; // 1: sigmoid, 0: softmax
     uint normalise;    // 1: the chosen weights are divided by their sum
     float scale;
@@ -80,7 +82,7 @@ void close_other_groups() {
 }
 
 void main() {
-    uint token = gl_WorkGroupID.x;
+    uint token = gl_WorkGroupID.x, slot = token * (used + always);
     if (token >= n_tokens) return;
     float score[PER_LANE];
     float top = -1e30;
@@ -114,14 +116,18 @@ void main() {
         ARRAY_LOOP for (uint i = 0u; i < PER_LANE; i++)
             if (mine(i) == winner) biased[i] = TAKEN;
         if (gl_SubgroupInvocationID == 0u) {
-            chosen[token * used + k] = winner;
-            weights[token * used + k] = won;
+            chosen[slot + k] = winner;
+            weights[slot + k] = won;
         }
     }
     // Only lane 0 wrote these, so only lane 0 reads them back.
     if (gl_SubgroupInvocationID == 0u) {
         // 1e-20 is DeepSeek's guard against a sum of zero; it changes no other sum in f32.
         float factor = normalise != 0u ? scale / (chosen_sum + 1e-20) : scale;
-        for (uint k = 0u; k < used; k++) weights[token * used + k] *= factor;
+        for (uint k = 0u; k < used; k++) weights[slot + k] *= factor;
+        for (uint k = 0u; k < always; k++) {
+            chosen[slot + used + k] = experts + k;
+            weights[slot + used + k] = 1.0;
+        }
     }
 }

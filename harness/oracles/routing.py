@@ -52,22 +52,29 @@ def route_case(
     logits: NDArray[np.floating],
     bias: NDArray[np.floating],
     tokens: int,
+    always: int = 0,
 ) -> Case:
-    """The choice for ``tokens`` rows of ``logits`` [capacity, E]: ids to the bit, in order, and weights."""
+    """The choice for ``tokens`` rows of ``logits`` [capacity, E]: ids to the bit, in order, and weights; behind them
+    the ``always`` experts that each token is sent to."""
     logits, bias = logits.astype(np.float32), bias.astype(np.float32)
     capacity, used = len(logits), config.n_expert_used
     draft = Draft(info, f"{what}: {used} of {config.n_expert} experts, {config.gating}, {tokens} of {capacity} tokens")
-    chosen, weights = draft.untouched(capacity * used), draft.canary(capacity, used)
+    draft.what += f", {always} always" * (always > 0)
+    slots = used + always
+    chosen, weights = draft.untouched(capacity * slots), draft.canary(capacity, slots)
     buffers = {"logits": draft.upload(logits), "bias": draft.upload(bias), "chosen": chosen, "weights": weights}
     buffers["params"] = draft.params(3, tokens)
-    spec, push = route_constants(config, info.subgroup_size)
+    spec, push = route_constants(config, info.subgroup_size, always)
     draft.launch(kernel, buffers, (capacity, 1, 1), spec=spec, push=push)
-    ids, values = np.full((capacity, used), UNTOUCHED, np.uint32), np.full((capacity, used), float(CANARY))
-    ids[:tokens], values[:tokens] = ops.route(logits[:tokens].astype(np.float64), bias.astype(np.float64), config)
+    ids, values = np.full((capacity, slots), UNTOUCHED, np.uint32), np.full((capacity, slots), float(CANARY))
+    ids[:tokens, used:], values[:tokens, used:] = config.n_expert + np.arange(always), 1
+    ids[:tokens, :used], values[:tokens, :used] = ops.route(
+        logits[:tokens].astype(np.float64), bias.astype(np.float64), config
+    )
     # exp to 3 + 2 |x| units in the last place, a sum over the experts, divisions of 2.5; twice where renormalised.
     reach = np.abs(logits).max(axis=1, keepdims=True) * 2
     tolerance = 2 * U * 2 * (3 + 2 * reach + config.n_expert / 2 + 8) * np.abs(values)
-    tolerance[tokens:] = 0
+    tolerance[tokens:], tolerance[:, used:] = 0, 0
     axes = ("token", "slot")
     return draft.case(
         {chosen: Expected(ids, np.uint32, axes=axes), weights: Expected(values, tolerance=tolerance, axes=axes)}
@@ -86,12 +93,14 @@ def decided_rows(
     return np.array(rows)
 
 
-def random_route_case(info: DeviceInfo, rng: np.random.Generator, kernel: Kernel, config: ModelConfig) -> Case:
+def random_route_case(
+    info: DeviceInfo, rng: np.random.Generator, kernel: Kernel, config: ModelConfig, always: int = 0
+) -> Case:
     """Ten random rows of eleven, with a bias."""
     bias = (0.3 * rng.standard_normal(config.n_expert)).astype(np.float32)
     if config.n_group > 1 and config.gating == "softmax":
         bias[:] = 0  # no such model has one
-    return route_case(info, kernel, "random", config, decided_rows(rng, config, bias, 11), bias, 10)
+    return route_case(info, kernel, "random", config, decided_rows(rng, config, bias, 11), bias, 10, always)
 
 
 def tied_route_case(info: DeviceInfo, rng: np.random.Generator, kernel: Kernel, config: ModelConfig) -> Case:
@@ -131,7 +140,7 @@ def route_cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
                 for n, used, norm in zip(sizes, (4, 8, 1), (True, False, True), strict=True)
             ]
         for config in configs:
-            yield random_route_case(target.info, rng, target.kernel, config)
+            yield random_route_case(target.info, rng, target.kernel, config, int(rng.integers(3)))
             yield tied_route_case(target.info, rng, target.kernel, config)
     if not group:
         yield vanishing_route_case(target.info, target.kernel, config_of(room, min(room, 4)))

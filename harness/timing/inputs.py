@@ -14,7 +14,7 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from numpy.typing import NDArray
 
 from harness.timing.job import BenchJob
-from harness.timing.work import routing
+from harness.timing.work import experts_of, routing, slots_of
 from model.kernels import cache_kind, weight_kind
 from model.layout import UNIT
 from model.random_blocks import random_blocks
@@ -120,7 +120,7 @@ class Inputs:
         if self._job.kernel.file == "embed.comp":
             return max(1, (int(push["row_end"]) - int(push["row_first"])) // self._job.tokens)
         if "CHOSEN" in self._job.kernel.macros:
-            return max(1, (int(push["matrix_end"]) - int(push["matrix_first"])) // self._job.config.n_expert_used)
+            return max(1, (int(push["matrix_end"]) - int(push["matrix_first"])) // slots_of(self._job))
         return 1
 
 
@@ -147,7 +147,7 @@ def _params(inputs: Inputs, name: str) -> Array:
 
 def _experts(inputs: Inputs, name: str) -> Array:
     """One token's experts, all in the launch's shard, of each copy others until all had their turn."""
-    push, used = inputs._job.push, inputs._job.config.n_expert_used
+    push, used = inputs._job.push, slots_of(inputs._job)
     first, end = int(push["matrix_first"]), int(push["matrix_end"])
     turn = inputs._copies % inputs._groups()
     return (first + (turn * used + np.arange(used)) % (end - first)).astype(np.uint32)
@@ -159,15 +159,15 @@ def _chosen(inputs: Inputs, name: str) -> Array:
 
 def _counts(inputs: Inputs, name: str) -> Array:
     job = inputs._job
-    return np.bincount(routing(job).reshape(-1), minlength=job.config.n_expert).astype(np.uint32)
+    return np.bincount(routing(job).reshape(-1), minlength=experts_of(job)).astype(np.uint32)
 
 
 def _pairs(inputs: Inputs, name: str) -> Array:
     """[expert][CAPACITY]: token * experts used + slot, in order; what is behind an expert's last is not read."""
     job = inputs._job
     chosen, capacity = routing(job).reshape(-1), job.choices[0].spec["CAPACITY"]
-    pairs = np.zeros((job.config.n_expert, capacity), np.uint32)
-    for expert in range(job.config.n_expert):
+    pairs = np.zeros((experts_of(job), capacity), np.uint32)
+    for expert in range(experts_of(job)):
         found = np.flatnonzero(chosen == expert)
         pairs[expert, : found.size] = found
     return pairs

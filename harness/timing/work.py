@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from harness.shader_work import WORK
 from harness.timing.job import BenchJob
-from model.kernels import cache_kind, weight_kind
+from model.kernels import MATVEC, cache_kind, weight_kind
 from model.layout import UNIT, latent_row_bytes
 
 F32 = 4  # bytes
@@ -51,14 +51,29 @@ def amount(job: BenchJob) -> Amount:
 
 def routed_counts(job: BenchJob) -> NDArray[np.int64]:
     """Tokens of each expert of the launch's shard, by ``routing``. int64 [experts of the shard]"""
-    experts = np.bincount(routing(job).reshape(-1), minlength=job.config.n_expert)
+    experts = np.bincount(routing(job).reshape(-1), minlength=experts_of(job))
     return experts[int(job.push["matrix_first"]) : int(job.push["matrix_end"])]
 
 
 def routing(job: BenchJob) -> NDArray[np.int64]:
-    """Expert ids [T, K], of a token all different, drawn alike for every expert; the same for the same shapes."""
-    rng = np.random.default_rng((job.config.n_expert, job.tokens))
-    return np.argsort(rng.random((job.tokens, job.config.n_expert)), axis=1)[:, : job.config.n_expert_used]
+    """Expert ids [T, K + A], of a token all different, drawn alike for every expert; the same for the same shapes.
+    Behind them the A shared experts, where the launch has them among the routed ones."""
+    c = job.config
+    rng = np.random.default_rng((c.n_expert, job.tokens))
+    chosen = np.argsort(rng.random((job.tokens, c.n_expert)), axis=1)[:, : c.n_expert_used]
+    always = np.arange(c.n_expert, experts_of(job))
+    return np.concatenate([chosen, np.broadcast_to(always, (job.tokens, always.size))], axis=1)
+
+
+def experts_of(job: BenchJob) -> int:
+    """Experts that a launch over a chunk's pairs knows: each has its place in a routed product's grid."""
+    return int(job.push.get("experts", job.choices[0].grid[2]))
+
+
+def slots_of(job: BenchJob) -> int:
+    """Experts of one token that a product of chosen ones takes: where they are not summed, each is a batch entry."""
+    grid = job.choices[0].grid
+    return int(job.push.get("slots", grid[1] if job.kernel.file == MATVEC.file else grid[2]))
 
 
 def _pairs(job: BenchJob) -> int:
@@ -78,7 +93,7 @@ def _product(job: BenchJob) -> Amount:
     vectors = job.tokens * matrices  # that are multiplied with a matrix
     inputs = vectors if push["x_batch"] else job.tokens
     if "CHOSEN" in macros:
-        matrices = vectors = job.config.n_expert_used
+        matrices = vectors = slots_of(job)
         inputs = vectors if push["x_batch"] else 1
     elif "ROUTED" in macros:
         counts = routed_counts(job)
@@ -217,7 +232,9 @@ _AMOUNTS: dict[str, Callable[[BenchJob], Amount]] = {
     "prompt_values.comp": _values,
     "rms_norm.comp": _norm,
     "rope_query.comp": _elements(_rope, _rope),
-    "route.comp": _elements(lambda j: (j.tokens + 1) * j.push["experts"], lambda j: 2 * j.tokens * j.push["used"]),
+    "route.comp": _elements(
+        lambda j: (j.tokens + 1) * j.push["experts"], lambda j: 2 * j.tokens * (j.push["used"] + j.push["always"])
+    ),
     "silu_mul.comp": _elements(_per_token("per_token"), _per_token("per_token"), _per_token("per_token")),
     "softmax_causal.comp": _softmax,
 }

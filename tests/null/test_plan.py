@@ -30,7 +30,9 @@ def opened(folder: Path, config: ModelConfig, kind: Q) -> GGUFFile:
 
 def values(part: Planned) -> np.ndarray:
     """What a kernel reads from the part's bytes."""
-    rows = np.ascontiguousarray(part.data()).reshape(int(np.prod(part.shape[:-1])), -1)
+    data = part.data()
+    stacks = [data] if isinstance(data, np.ndarray) else data
+    rows = np.concatenate([stack.reshape(-1) for stack in stacks]).reshape(int(np.prod(part.shape[:-1])), -1)
     return np.asarray(dequantize(rows, part.kind)).reshape(part.shape)
 
 
@@ -43,8 +45,9 @@ def test_every_form_is_the_one_that_the_oracle_reads(tmp_path: Path, kind: Q, sp
     oracle = Reference.from_gguf(gguf)
     parts = {part.name: part for part in planned(config, gguf)}
     turned = {part.name: part for part in planned_fallback(config, gguf)}
-    one_form = {part.name for part in planned(replace(config, split_kv_b=True, fused_gate_up=False), full(tmp_path))}
-    assert set(parts) == one_form
+    apart = replace(config, split_kv_b=True, fused_gate_up=False)
+    (tmp_path / "apart").mkdir()
+    assert set(parts) == {part.name for part in planned(apart, opened(tmp_path / "apart", apart, kind))}
     for layer in range(config.n_layer):
         for name in ("attn_k_b", "attn_v_b"):
             np.testing.assert_array_equal(values(parts[f"blk.{layer}.{name}"]), oracle._layer(layer, name))
@@ -60,14 +63,33 @@ def test_every_form_is_the_one_that_the_oracle_reads(tmp_path: Path, kind: Q, sp
             assert not values(parts[f"blk.{layer}.exp_probs_b"]).any()
             for name in ("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"):
                 experts = [oracle._expert(layer, name, e) for e in range(config.n_expert)]
-                np.testing.assert_array_equal(values(parts[f"blk.{layer}.{name}"]), np.stack(experts))
+                joined = f"blk.{layer}.{name} + {name.replace('exps', 'shexp')}"
+                assert (joined in parts) == (kind is Q.F32)  # as the shared experts are
+                found = values(parts[joined if joined in parts else f"blk.{layer}.{name}"])
+                np.testing.assert_array_equal(found[: config.n_expert], np.stack(experts))
 
 
-def full(folder: Path) -> GGUFFile:
-    """A file in the form that the forward pass knows."""
-    path = folder / "full.gguf"
-    write_synthetic(replace(CONFIG, expert_bias=False), path, "f32")
-    return GGUFFile.open(path)
+def test_what_is_joined(tmp_path: Path) -> None:
+    """q_a's rows and then kv_a's; routed experts and then the shared ones, each as large as a routed one: gate and up
+    cut by rows, down by columns, as the sum over a shared expert's columns is a sum over both halves'."""
+    config = replace(CONFIG, n_expert_shared=2)
+    gguf = opened(tmp_path, config, Q.F32)
+    oracle, parts = Reference.from_gguf(gguf), {part.name: part for part in planned(config, gguf)}
+    layer = config.n_dense
+    products = [oracle._layer(layer, name) for name in ("attn_q_a", "attn_kv_a_mqa")]
+    found = values(parts[f"blk.{layer}.attn_q_a + attn_kv_a_mqa"])
+    np.testing.assert_array_equal(found, np.concatenate(products))
+    for name, axis in (("gate", 0), ("up", 0), ("down", 1)):
+        experts = [oracle._expert(layer, f"ffn_{name}_exps", e) for e in range(config.n_expert)]
+        experts += np.split(oracle._layer(layer, f"ffn_{name}_shexp"), 2, axis=axis)
+        found = values(parts[f"blk.{layer}.ffn_{name}_exps + ffn_{name}_shexp"])
+        np.testing.assert_array_equal(found, np.stack(experts))
+    names = {
+        "attn_q_a",
+        "attn_kv_a_mqa",
+        *(f"ffn_{name}_{of}" for name in ("gate", "up", "down") for of in ("exps", "shexp")),
+    }
+    assert not names & {part.split(".", 2)[-1] for part in parts}
 
 
 def test_bytes_are_those_of_the_forms_on_the_device(tmp_path: Path) -> None:
@@ -90,4 +112,8 @@ def test_data_is_a_view_of_the_file(tmp_path: Path) -> None:
     gguf = opened(tmp_path, config, Q.F16)
     for part in planned(config, gguf):
         if part.name.endswith(("attn_v_b", "gate_exps", "up_exps")):
-            assert not part.data().flags.owndata and part.data().base is not None
+            data = part.data()
+            assert isinstance(data, np.ndarray) and not data.flags.owndata and data.base is not None
+        if "gate_exps + " in part.name or "up_exps + " in part.name:
+            routed, _ = part.data()
+            assert not routed.flags.owndata and routed.base is not None

@@ -67,8 +67,8 @@ def test_a_tokens_experts_are_four_of_all() -> None:
     weights = 4 * 1536 * 2048
     assert (found.units, found.read) == (weights, weights * 144 / 256 + 4 * 2048)  # gate or up: one input for all
     assert found.written == 4 * 4 * 1536
-    summed = amount_of("matvec q6_k chosen summed rows=2")
-    assert (summed.units, summed.read) == (weights, weights * 210 / 256 + 4 * 4 * 1536)
+    summed, weights = amount_of("matvec q6_k chosen summed rows=2"), 5 * 1536 * 2048  # with the shared expert
+    assert (summed.units, summed.read) == (weights, weights * 210 / 256 + 4 * 5 * 1536)
     assert summed.written == 2 * 4 * 2048
 
 

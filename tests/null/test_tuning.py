@@ -101,7 +101,7 @@ def test_a_better_choice_is_stored_and_launched(path: Path, capsys: pytest.Captu
     rows = {launch.label: launch.spec for launch in made["decode"] if launch.kernel.file == "matvec.comp"}
     assert rows["blk.0.ffn_down"] == {"ROWS": 8}
     assert rows["blk.0.ffn_gate + ffn_up"] == {"ROWS": 1}  # another purpose: gated
-    assert rows["blk.1.ffn_down_exps"] == rows["output"] == {"ROWS": 2}  # others: chosen experts, Q6_K
+    assert rows["blk.1.ffn_down_exps + ffn_down_shexp"] == rows["output"] == {"ROWS": 2}  # others: chosen experts, Q6_K
     # The stored choice is the present one of the next sweep.
     again = sweep(Fake(by_rows(8)), variant("matvec q4_k rows=2"), {"ROWS": [2, 8]}, GLM, WIDE, seed=0, repeats=4)
     assert entry_text(again.entries[0]) == "matvec rows=8" and again.best == 0 and again.better is None
