@@ -81,7 +81,7 @@ class Tiling:
         name = purpose(kind, tokens, role)
         tuned = device.tuning.find(name)
         if tuned is not None:
-            wrong = unfit(tuned, tokens)
+            wrong = unfit(tuned, tokens, role)
             if not wrong:
                 return cls.of(tuned, device.subgroup_size)
             device.tuning.reject(name, wrong)
@@ -105,8 +105,8 @@ def purpose(kind: GGMLQuantizationType, tokens: int, role: str) -> str:
     return " ".join(filter(None, ("linear", role, kind.name.lower(), "token" if tokens == 1 else "chunk")))
 
 
-def unfit(entry: Entry, tokens: int) -> str:
-    """Why no product of one token (``tokens`` 1), or of a chunk, can be launched so; "" where it can."""
+def unfit(entry: Entry, tokens: int, role: str = "") -> str:
+    """Why no product of one token (``tokens`` 1), or of a chunk, in that role can be launched so; "" where it can."""
     fitting = (kernels.MATVEC, kernels.MATVEC_ROWS) if tokens == 1 else (kernels.MATMUL,)
     names = {kernel.file: kernel.spec for kernel in fitting}.get(entry.kernel)
     if names is None:
@@ -114,8 +114,9 @@ def unfit(entry: Entry, tokens: int) -> str:
     if set(entry.constants) != set(names):
         return f"has the constants {', '.join(entry.constants) or 'none'}, expected {', '.join(names)}"
     rows, each = entry.constants["ROWS"], entry.constants.get("TOKENS", 1)
-    if not (rows >= 1 and each >= 1 and rows * each <= MOST_RESULTS):
-        return f"has {rows} rows by {each} tokens a lane, expected 1 to {MOST_RESULTS} results"
+    most = MOST_RESULTS // (2 if role == "gated" else 1)
+    if not (rows >= 1 and each >= 1 and rows * each <= most):
+        return f"has {rows} rows by {each} tokens a lane, expected 1 to {most} results"
     return ""
 
 

@@ -16,7 +16,7 @@ from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
 from model.config import ModelConfig
-from model.gguf_file import GGUFFile, TensorInfo, dequantize
+from model.gguf_file import GGUFFile, TensorInfo, dequantize, drop_pages
 from model.tensors import expected_tensors
 from model.weights import Stacks, device_bytes
 
@@ -138,7 +138,11 @@ def _joined_products(parts: Mapping[str, Planned], layer: int) -> dict[str, list
     shape = (one.shape[0] + other.shape[0], one.shape[1])
 
     def data() -> NDArray[np.uint8]:
-        return np.concatenate([one.flat(), other.flat()])
+        halves = [one.flat(), other.flat()]
+        joined = np.concatenate(halves)
+        for half in halves:
+            drop_pages(half)
+        return joined
 
     return {first: [], last: [Planned(f"blk.{layer}.{JOINED}", one.kind, shape, data)]}
 
@@ -168,8 +172,12 @@ def _with_shared(routed: Planned, beside: Planned, by_columns: bool) -> Stacks:
     assert isinstance(one, np.ndarray)  # of one tensor
     stack = one.reshape(experts, rows, -1, copy=False)
     width = stack.shape[-1]
-    parts = beside.flat().reshape(rows, -1, width).swapaxes(0, 1) if by_columns else beside.flat()
-    return [stack, np.ascontiguousarray(parts).reshape(-1, rows, width)]
+    flat = beside.flat()
+    if not by_columns:
+        return [stack, flat.reshape(-1, rows, width)]
+    parts = np.ascontiguousarray(flat.reshape(rows, -1, width).swapaxes(0, 1))
+    drop_pages(flat)
+    return [stack, parts]
 
 
 def _as_f32(info: TensorInfo) -> NDArray[np.uint8]:

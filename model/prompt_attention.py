@@ -20,7 +20,6 @@ from model.config import ModelConfig
 from model.layout import CacheLayout, Path
 from model.linear import NARROW_SUBGROUP
 from model.scratch import SLACK_BYTES, Scratch
-from model.weights import PIECE
 from vkbackend.buffer import Buffer
 from vkbackend.device import Device
 from vkbackend.memory import buffer_limit
@@ -60,8 +59,9 @@ class PromptShape:
 
     @classmethod
     def choose(cls, device: Device, config: ModelConfig, path: Path, n_ctx: int, chunk: int) -> PromptShape | None:
-        """None where tiles do not serve: a cache per head, or of f32, whose numbers halves would round; a chunk that is
-        too short, or too long for one binding; rows that are no whole vec4s."""
+        """None where tiles do not serve: a cache per head, or of f32, whose numbers halves would round (those of
+        quantised caches are rounded too, by a fraction of their step); a chunk that is too short, or too long for one
+        binding; rows that are no whole vec4s."""
         widths = (config.kv_lora, config.latent_dim)
         latent = path.layout is not CacheLayout.PER_HEAD and path.kind is not GGMLQuantizationType.F32
         if not latent or chunk < TILED_FROM or any(width % 4 for width in widths):
@@ -182,7 +182,7 @@ class PromptAttention:
         fours = width < _EIGHT * device.subgroup_size
         if fours:
             kernel = kernel.variant(FOURS="1")
-        elif device.subgroup_size < NARROW_SUBGROUP and values.nbytes <= PIECE * device.info.max_texels:
+        elif device.subgroup_size < NARROW_SUBGROUP and device.info.whole_texel_buffers:
             kernel = kernels.with_texels(kernel, "values")
         program.launch(
             kernel,

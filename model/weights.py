@@ -18,7 +18,7 @@ import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from numpy.typing import NDArray
 
-from model.block_formats import IN_PIECES, PIECE, PIECE_ORDER, PLAIN, SCALE, codebook, payload_bytes
+from model.block_formats import IN_PIECES, PIECE_ORDER, PLAIN, SCALE, codebook, payload_bytes
 from model.gguf_file import drop_pages
 from model.layout import UNIT, whole_units
 from vkbackend.buffer import Buffer
@@ -87,7 +87,8 @@ def device_bytes(kind: GGMLQuantizationType, shape: tuple[int, ...]) -> int:
 
 def interleaves(info: DeviceInfo, kind: GGMLQuantizationType, rows: int) -> bool:
     """Whether a device gets matrices of ``rows`` of ``kind`` with the pieces of eight rows side by side."""
-    return info.subgroup_size < NARROW_SUBGROUP and kind in IN_PIECES and rows % INTERLEAVED_ROWS == 0
+    narrow = info.subgroup_size < NARROW_SUBGROUP and info.whole_texel_buffers
+    return narrow and kind in IN_PIECES and rows % INTERLEAVED_ROWS == 0
 
 
 def _split(
@@ -231,8 +232,6 @@ def stack_upload(
     rows_each = rows if stacked else 1
     interleaved = interleaves(device.info, kind, rows)
     total, limit = (matrices if stacked else rows), buffer_limit(device)
-    if interleaved:
-        limit = min(limit, PIECE * device.info.max_texels)
     step = INTERLEAVED_ROWS if interleaved and not stacked else 1
     shards: list[Shard] = []
     try:

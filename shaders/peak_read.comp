@@ -4,7 +4,7 @@
 #extension GL_EXT_control_flow_attributes : require
 
 layout(local_size_x_id = 0) in;
-layout(constant_id = 1) const uint LOADS = 64; // loads a lane
+layout(constant_id = 1) const uint LOADS = 64; // loads a lane, a multiple of 4
 
 #ifdef TEXELS
 layout(binding = 0) uniform usamplerBuffer source;

@@ -1,6 +1,6 @@
 """What a device can do at most, measured: bytes read a second and f32 operations a second.
 
-Both kernels' results are checked before a time counts. A pass over the memory is larger than last-level caches, and
+Every kernel's results are checked before a time counts. A pass over the memory is larger than last-level caches, and
 passes are repeated inside one program until it takes long enough for a submission's fixed cost not to show. A CPU
 device is read in two ways, and the faster counts: lavapipe makes loads from a storage buffer one lane at a time, and
 those of texels whole.
@@ -58,7 +58,8 @@ def measure_peaks(device: Device, repeats: int = 5) -> Peaks:
         DeviceError: a kernel's result is wrong, so its time means nothing.
         OutOfMemoryError: what the kernels read cannot be allocated.
     """
-    forms = (READ, READ_TEXELS) if device.info.kind == "cpu" else (READ,)
+    texels = device.info.kind == "cpu" and device.info.whole_texel_buffers
+    forms = (READ, READ_TEXELS) if texels else (READ,)
     bandwidth = max((_bandwidth(device, repeats, form) for form in forms), key=np.median)
     samples = {"bandwidth": bandwidth, "arithmetic": _arithmetic(device, repeats)}
     return Peaks(float(np.median(samples["bandwidth"])), float(np.median(samples["arithmetic"])), samples)
@@ -73,14 +74,14 @@ class LaunchCost:
 
 
 def measure_launches(device: Device, repeats: int = 15) -> LaunchCost:
-    """What launches cost beside their work: programs of one, and of many, that read 16 bytes a lane. Medians."""
+    """What launches cost beside their work: programs of one, and of many, that read 64 bytes a lane. Medians."""
     lanes = device.subgroup_size
     with ExitStack() as stack:
-        source = _buffer(stack, device, 16 * lanes, "launch.source")
+        source = _buffer(stack, device, 4 * 16 * lanes, "launch.source")
         sink = _buffer(stack, device, 4 * lanes, "launch.sink")
 
         def add(program: Program, number: int) -> None:
-            program.launch(READ, {"source": source, "sink": sink}, (1, 1, 1), spec={"LOADS": 1})
+            program.launch(READ, {"source": source, "sink": sink}, (1, 1, 1), spec={"LOADS": 4})
 
         seconds = []
         for count in (1, 1 + _LAUNCHES):
@@ -102,8 +103,6 @@ def _bandwidth(device: Device, repeats: int, kernel: Kernel = READ) -> list[floa
     group = loads * lanes * 16
     whole = min(pass_bytes(device), device.memory.room().nbytes // 4)
     part = min(_PART_BYTES, buffer_limit(device), group * device.info.max_workgroup_count[0], whole)
-    if kernel.texels:
-        part = min(part, 16 * device.info.max_texels)
     part = max(_TILE_BYTES, part // _TILE_BYTES * _TILE_BYTES)
     tiles = part // _TILE_BYTES
     parts = max(1, whole // part)

@@ -138,6 +138,11 @@ class DeviceInfo:
         return bool(self.heaps) and all(h.device_local and h.host_visible for h in self.heaps)
 
     @property
+    def whole_texel_buffers(self) -> bool:
+        """Whether texels of 16 bytes can cover all that a binding of a storage buffer covers."""
+        return 16 * self.max_texels >= self.max_storage_buffer_range
+
+    @property
     def cooperative_matrix(self) -> bool:
         """Whether the device multiplies matrices across a subgroup (VK_KHR_cooperative_matrix)."""
         return "cooperativeMatrix" in self.features

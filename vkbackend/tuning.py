@@ -19,7 +19,7 @@ import platformdirs
 from vkbackend.errors import InputError
 from vkbackend.physical import DeviceInfo
 
-SCHEMA, VERSION = "latentvk.tuning", 1
+SCHEMA, VERSION = "latentvk.tuning", 2  # 2: products of other forms and layouts than in 1
 VARIABLE, OFF = "LATENTVK_TUNING", "off"
 _WORD = 2**32  # a specialization constant is a u32
 

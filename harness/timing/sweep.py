@@ -215,8 +215,12 @@ def purpose_of(variant: Variant) -> str:
     if launch.kernel.file not in _CHOSEN:
         swept = ", ".join(file.removesuffix(".comp") for file in _CHOSEN)
         raise InputError(f"{variant.name} has no constants to choose, expected a variant of {swept}; name one")
-    roles = [role for macro, role in _ROLES.items() if macro in launch.kernel.macros]
-    return linear.purpose(kernels.weight_kind(launch.kernel), variant.tokens, roles[0] if roles else "")
+    return linear.purpose(kernels.weight_kind(launch.kernel), variant.tokens, _role(launch))
+
+
+def _role(launch: Launch) -> str:
+    """What a product is for, of ``linear.ROLES``."""
+    return next((role for macro, role in _ROLES.items() if macro in launch.kernel.macros), "")
 
 
 def entry_text(entry: Entry) -> str:
@@ -242,7 +246,7 @@ def _changed(variant: Variant, values: Mapping[str, int], info: DeviceInfo) -> E
     if entry.kernel == kernels.ATTENTION_LATENT.file:
         wrong = attention.unfit(entry, int(variant.launch.push["heads"]), variant.tokens, info.subgroup_size)
     else:
-        wrong = linear.unfit(entry, variant.tokens)
+        wrong = linear.unfit(entry, variant.tokens, _role(variant.launch))
     if wrong:
         raise InputError(f"--sweep: {variant.name} {wrong}; choose other values")
     return entry

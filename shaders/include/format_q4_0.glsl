@@ -1,6 +1,6 @@
 // Q4_0 (ggml block_q4_0, 18 bytes for 32 weights: f16 d, 16 bytes of nibbles), w = d * (q - 8). Low nibbles are columns
 // 0..15, high ones 16..31.
-// On the device: 4 words a block; from word `scale_base` on all d, packed halves.
+// On the device: 4 words a block; from word `scale_base` on all d, packed halves. INTERLEAVED: pieces.glsl.
 #include "columns_in_order.glsl"
 #define PIECES 1u
 #define SCALE_APART

@@ -1,7 +1,8 @@
 // Q6_K (ggml block_q6_K: 128 bytes of low nibbles, 64 of high bit pairs, 16 signed scales, f16 d, for 256 weights),
 // w = d * scale * (q - 32), one scale for 16 columns. In each half of 128 columns, low nibbles of byte 32c + l are
 // column 32c + l and high nibbles column 64 + 32c + l; bit pairs of byte l serve columns l, 32 + l, 64 + l, 96 + l.
-// On the device: 52 words a block (nibbles, bit pairs, scales); from word `scale_base` on all d, packed halves.
+// On the device: 52 words a block (nibbles, bit pairs, scales); from word `scale_base` on all d, packed
+// halves. INTERLEAVED: pieces.glsl, in the order below.
 uint column_a(uint u) { return (u >> 3) * 256u + ((u & 4u) << 5) + ((u & 2u) << 4) + ((u & 1u) << 4); }
 uint column_b(uint u) { return column_a(u) + 64u; }
 #define DECODED_AT_ONCE

@@ -1,5 +1,5 @@
 // Q8_0 (ggml block_q8_0, 34 bytes for 32 weights: f16 d, 32 signed bytes), w = d * q.
-// On the device: all quants, 8 words a block; from word `scale_base` on all d, packed halves.
+// On the device: all quants, 8 words a block; from word `scale_base` on all d, packed halves. INTERLEAVED: pieces.glsl.
 #include "columns_in_order.glsl"
 #define PIECES 2u
 #define SCALE_APART

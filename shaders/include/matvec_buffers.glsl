@@ -59,7 +59,11 @@ float gated(float gate, float up) { return gate / (1.0 + exp(-gate)) * up; }
 vec4 input_at(uint base, uint quad) {
     vec4 v = x[base + quad];
 #ifdef NORMED
+#ifdef LANES_ALONG_ROW
     squares += dot(v, v);
+#else
+    squares += gl_SubgroupInvocationID < 8u ? dot(v, v) : 0.0; // each eight lanes load the same
+#endif
     v *= norm[quad];
 #endif
     return v;

@@ -4,10 +4,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from child import in_child
 from gguf import GGML_QUANT_SIZES
 from gguf import GGMLQuantizationType as Q
 from helpers import FAMILIES, PRODUCTS, hold, limited
 
+from harness.cli import main
 from harness.oracles.linear import ROUTINGS, keys_case, product_case, random_tensor, routed_case, values_case
 from model import linear as linear_module
 from model.block_formats import IN_PIECES, PLAIN
@@ -76,6 +78,17 @@ def test_rows_interleaved_by_eight(device: Device, kind: Q, capacity: int) -> No
         case = product_case(device.info, rng, kind, shape, None, capacity=capacity, limit=limit)
         assert len(case.launches) >= 3
         hold(device, case)
+
+
+def check_products_and_norms() -> None:
+    """The child's body."""
+    kinds = ("matvec f16", "matvec_rows f16", "matmul f16", "rms_norm")
+    assert main(["shaders", "check", *kinds]) == 0
+
+
+def test_products_on_subgroups_of_sixteen(device: Device) -> None:
+    """lavapipe's, with vectors of 512 bits: a lane of a narrow form is then not the only one with its inputs."""
+    in_child(check_products_and_norms, LP_NATIVE_VECTOR_WIDTH="512")
 
 
 def test_a_chunk_that_is_not_full(device: Device) -> None:

@@ -46,7 +46,7 @@ def write(path: Path, content: object) -> None:
 
 def table(entries: object, **changed: object) -> dict[str, object]:
     device = {"device": WIDE.name, "driver": f"{WIDE.driver} {WIDE.driver_version}", "entries": entries}
-    return {"schema": "latentvk.tuning", "schema_version": 1, "devices": [device], **changed}
+    return {"schema": "latentvk.tuning", "schema_version": 2, "devices": [device], **changed}
 
 
 def variant(name: str) -> Variant:
@@ -296,12 +296,12 @@ REMEDY = "remove it, or name another with LATENTVK_TUNING"
             "is not JSON (Expecting property name enclosed in double quotes: line 1 column 2 (char 1)), expected a "
             "tuning table",
         ),
-        ("[]", "schema None version None, expected 'latentvk.tuning' version 1 with devices"),
+        ("[]", "schema None version None, expected 'latentvk.tuning' version 2 with devices"),
         (
-            table({}, schema_version=2),
-            "schema 'latentvk.tuning' version 2, expected 'latentvk.tuning' version 1 with devices",
+            table({}, schema_version=1),
+            "schema 'latentvk.tuning' version 1, expected 'latentvk.tuning' version 2 with devices",
         ),
-        (table({}, devices=3), "schema 'latentvk.tuning' version 1, expected 'latentvk.tuning' version 1 with devices"),
+        (table({}, devices=3), "schema 'latentvk.tuning' version 2, expected 'latentvk.tuning' version 2 with devices"),
     ],
 )
 def test_a_file_that_is_no_table_is_neither_read_nor_replaced(

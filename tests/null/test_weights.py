@@ -85,6 +85,9 @@ def test_narrow_subgroups_get_rows_interleaved_by_eight() -> None:
     assert not interleaves(narrow, Q.Q6_K, 25)
     assert not interleaves(narrow, Q.Q5_0, 24)  # 20 bytes a block beside its scale are no whole pieces
     assert not interleaves(wide, Q.Q6_K, 24)
+    # The least that Vulkan promises: texels that cover 1 MiB, where bindings of storage buffers cover 128.
+    assert not interleaves(replace(narrow, max_texels=2**16, max_storage_buffer_range=2**27), Q.Q6_K, 24)
+    assert interleaves(replace(narrow, max_texels=2**23, max_storage_buffer_range=2**27), Q.Q6_K, 24)
 
 
 def halves_of_a_fused_tensor(rng: np.random.Generator, matrices: int, rows: int, row: int) -> np.ndarray:

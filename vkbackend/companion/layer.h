@@ -18,8 +18,9 @@
     X(CreatePipelineCache) X(DestroyPipelineCache) X(CreateComputePipelines) X(DestroyPipeline) X(CreateCommandPool)   \
     X(DestroyCommandPool) X(AllocateCommandBuffers) X(FreeCommandBuffers) X(BeginCommandBuffer) X(EndCommandBuffer)    \
     X(CmdBindPipeline) X(CmdBindDescriptorSets) X(CmdPushConstants) X(CmdPipelineBarrier) X(CmdDispatch)               \
-    X(CmdDispatchBase) X(CreateBufferView) X(DestroyBufferView) X(CmdCopyBuffer) X(CmdWriteTimestamp) X(CmdResetQueryPool) X(CreateQueryPool)                   \
-    X(DestroyQueryPool) X(GetQueryPoolResults) X(CreateFence) X(DestroyFence) X(QueueSubmit) X(WaitForFences)
+    X(CmdDispatchBase) X(CmdCopyBuffer) X(CmdWriteTimestamp) X(CmdResetQueryPool) X(CreateQueryPool)                   \
+    X(DestroyQueryPool) X(GetQueryPoolResults) X(CreateFence) X(DestroyFence) X(QueueSubmit) X(WaitForFences) \
+    X(CreateBufferView) X(DestroyBufferView)
 
 #define INSTANCE_FUNCTIONS(X)                                                                                          \
     X(DestroyInstance) X(EnumerateDeviceExtensionProperties) X(GetPhysicalDeviceProperties)                            \

@@ -1,7 +1,7 @@
 /* Bindings that are uniform texel buffers where Kompute knows storage buffers only.
  *
- * CPU drivers make a load from a storage buffer one lane at a time, with a bounds check for each word; a texel of 16 bytes
- * they load whole. companion_texel_bindings() says which bindings of what Kompute creates next are such: their type is
+ * CPU drivers make a load from a storage buffer one lane at a time, with a bounds check for each word; a texel of 16
+ * bytes they load whole. companion_texel_bindings() says which bindings of what Kompute creates next are such: their type is
  * exchanged in layouts, pools and writes, and a view of the buffer made at its first such write.
  */
 #include <stdlib.h>
