@@ -11,7 +11,8 @@ from small_models import SmallModel
 
 import vkbackend.staging
 from harness.oracles.linear import random_tensor
-from model.attention import norm_held
+from model import kernels
+from model.attention import AttentionShape, norm_held
 from model.engine import Model, Session
 from model.layout import PATHS
 from model.weights import stack_upload
@@ -120,8 +121,10 @@ def test_weights_are_the_same_words_in_either_memory(device: Device, narrow: Dev
 def test_models_give_the_same_bits_in_memory_of_the_devices_own(
     small: SmallModel, card: Device, path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By the same kernels: a norm of the form that GPUs take sums in another order."""
-    held = norm_held
+    """By the same kernels: norms and attention of the forms that GPUs take sum in another order."""
+    held, choose, for_device = norm_held, AttentionShape.choose, kernels.for_device
+    monkeypatch.setattr(AttentionShape, "choose", lambda device, *rest: choose(small.device, *rest))
+    monkeypatch.setattr(kernels, "for_device", lambda kernel, kind: for_device(kernel, small.device.info.kind))
     monkeypatch.setattr(
         "model.attention.norm_held", lambda width, lanes, kind: held(width, lanes, small.device.info.kind)
     )
