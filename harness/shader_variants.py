@@ -16,14 +16,14 @@ from math import prod
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from model import kernels
-from model.attention import norm_held
 from model.config import ModelConfig
 from model.launches import planned_launches
 from model.layout import CACHE_TYPES, PATHS, PLAIN_CACHE_TYPES, CacheLayout, Path
-from model.linear import ROLES, purpose, usual
 from model.mix import mix_types
+from model.norm import norm_held
 from model.prompt_attention import TILED_FROM
 from model.tensors import SUPPORTED_TYPES, file_tensors
+from model.tiling import ROLES, purpose, usual
 from model.weights import NARROW_SUBGROUP
 from vkbackend import health, peaks, staging
 from vkbackend.errors import InputError

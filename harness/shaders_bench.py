@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from vkbackend.physical import DeviceInfo
 
 HELP = "time kernels on the device at a model's true shapes, against its measured peaks"
+KERNEL = "KERNEL"  # what a sweep calls the kernels that it tries in place of a variant's own
 EXAMPLE = 'latentvk shaders bench "mat* q4_k chosen" --repeats 5'
 
 
@@ -35,7 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME=1,2,4",
-        help="instead: try these values of a specialization constant, in turns; repeatable, for every combination",
+        help="instead: try these values of a specialization constant, in turns; repeatable, for every combination; "
+        "KERNEL=NAME,… tries other kernels that make the same product",
     )
     add("--store", action="store_true", help="write what a sweep finds distinctly better into the device's tuning")
     add("--seed", type=options.non_negative_int, default=0, metavar="N", help="of the oracles' inputs (default 0)")
@@ -147,7 +149,8 @@ def _sweeps(
     from harness.timing.table import print_sweep
     from vkbackend.errors import DeviceError
 
-    values: dict[str, Sequence[int]] = dict(args.sweep)
+    values: dict[str, Sequence[Any]] = dict(args.sweep)
+    others = values.pop(KERNEL, ())
     refused: dict[str, str] = {}
     unfit: list[InputError] = []
     rows, done = [], set()
@@ -157,7 +160,9 @@ def _sweeps(
             if key in done:
                 continue
             done.add(key)
-            found = sweep.sweep(runner, variant, values, config, runner.info, seed=args.seed, repeats=args.repeats)
+            found = sweep.sweep(
+                runner, variant, values, config, runner.info, seed=args.seed, repeats=args.repeats, others=others
+            )
         except (DeviceError, InputError) as error:
             refused[variant.name] = str(error)
             unfit += [error] if isinstance(error, InputError) else []
@@ -174,9 +179,10 @@ def _sweeps(
     return {"rows": rows}, refused
 
 
-def _sweep(text: str) -> tuple[str, list[int]]:
-    """'ROWS=1,2,4' -> ('ROWS', [1, 2, 4])."""
+def _sweep(text: str) -> tuple[str, list[int] | list[str]]:
+    """'ROWS=1,2,4' -> ('ROWS', [1, 2, 4]), 'KERNEL=matvec' -> ('KERNEL', ['matvec'])."""
     name, equals, values = text.partition("=")
     if not name or not equals:
         raise argparse.ArgumentTypeError(f"found '{text}', expected a constant and its values such as ROWS=1,2,4")
-    return name.strip().upper(), options.positive_ints(values)
+    name = name.strip().upper()
+    return name, values.split(",") if name == KERNEL else options.positive_ints(values)

@@ -16,6 +16,7 @@ from model.cache import LatentShard, LayerCache
 from model.config import ModelConfig
 from model.layout import pairs_a_word, whole_units
 from model.linear import Norm, Source, View, absorbing_linear, can_fold, linear
+from model.norm import normed
 from model.plan import JOINED
 from model.scratch import Scratch, compressed_width
 from model.weights import Weight
@@ -33,9 +34,6 @@ _PAIRS_CPU, _PAIRS_GPU, _LANE_PAIRS_GPU = 360, 40, 1280
 # numbers a head, written and read.
 _GROUPS_CPU, _GROUPS_GPU, _SPLITS_GPU = 16, 256, 64
 _TILE_CPU = 8  # cache rows between two softmax updates; on a GPU one a lane
-# Most vec4s that a lane of a norm keeps, of 4 registers each, and as many for the weights. For 2048 numbers in one wave
-# RADV predicts 1,167 cycles on phoenix, for the loops 3,202; lavapipe, whose lanes would keep 64, is faster by loops.
-_MOST_HELD = 16
 TUNED = ("HEADS", "TILE", "SPLITS")  # the constants that a tuning says; a model's dimensions say the others
 MOST_SPLITS = 4096  # of a tuned shape: each has a sum of kv_lora numbers a head
 
@@ -176,10 +174,8 @@ class AttentionBlock:
     ) -> Source:
         """Vectors of ``width`` numbers through a norm: by a launch of its own, or in the products that ``follow``."""
         norm = Norm(self.vectors[name], self.config.rms_eps)
-        if tokens == 1 and can_fold(*(self.weights[product] for product in follow)):
-            return Source(x, norm)
-        emit_norm(program, scratch, tokens, x, norm, scratch[target], width)
-        return Source(View(scratch[target], token=width))
+        folds = can_fold(*(self.weights[product] for product in follow))
+        return normed(program, scratch, tokens, x, norm, scratch[target], width, folds)
 
     def _queries_and_latent(self, program: Program, scratch: Scratch, tokens: int) -> None:
         c, apart = self.config, compressed_width(self.config)
@@ -353,31 +349,3 @@ class AttentionBlock:
         )
         heads = self._heads_view(scratch)
         linear(program, values, scores, heads, tokens=tokens, params=params, cache_extent="UNITS")
-
-
-def emit_norm(
-    program: Program,
-    scratch: Scratch,
-    tokens: int,
-    x: View,
-    norm: Norm,
-    y: Buffer,
-    width: int,
-    last_token: bool = False,
-) -> None:
-    """y[t] = RMS norm of x[t]'s first ``width`` numbers; with ``last_token`` only the chunk's last token, into y[0]."""
-    kernel = kernels.RMS_NORM.variant(LAST_TOKEN="1") if last_token else kernels.RMS_NORM
-    held = norm_held(width, program.device.subgroup_size, program.device.info.kind)
-    program.launch(
-        kernel,
-        {"x": x.buffer, "weight": norm.weight, "y": y, "params": scratch["params"]},
-        (1 if last_token else tokens, 1, 1),
-        spec={"HELD": held},
-        push={"width": width, "x_token": x.token, "y_token": width, "eps": float(norm.eps)},
-    )
-
-
-def norm_held(width: int, lanes: int, kind: str) -> int:
-    """The norm's constant HELD for ``width`` numbers on subgroups of ``lanes`` of a device of ``kind``."""
-    quads = -(-width // (4 * lanes))
-    return quads if kind != "cpu" and quads <= _MOST_HELD else 0

@@ -303,7 +303,8 @@ class Session:
         "tiled" as in ``launches``."""
         forward = self._forward
         counts = {program.name: len(program.launches) for program in (forward.decode, forward.chunk, forward.head_last)}
-        return counts | ({"tiled": len(forward.tiled_launches)} if forward.tiled_launches else {})
+        tiled = len(forward.tiled_launches)
+        return counts | ({"tiled": tiled} if tiled else {})
 
     def close(self) -> None:
         """Give cache and scratch memory back."""

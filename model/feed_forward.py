@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from model import kernels
-from model.attention import emit_norm
 from model.config import GROUP_BEST, ModelConfig
 from model.linear import Norm, Source, View, can_gate, gated_linear, linear, routed_linear, summed_linear
+from model.norm import normed
 from model.plan import EXPERTS
 from model.scratch import Scratch
 from model.weights import Weight
@@ -32,11 +32,7 @@ class FeedForwardBlock:
         """x += feed_forward(norm(x)) for ``tokens`` (1, or the chunk's capacity)."""
         c, params = self.config, scratch["params"]
         x, norm = View(scratch["x"], token=c.n_embd), Norm(self.vectors["ffn_norm"], c.rms_eps)
-        if tokens == 1 and self._folds():
-            source = Source(x, norm)
-        else:
-            emit_norm(program, scratch, tokens, x, norm, scratch["normed"], c.n_embd)
-            source = Source(View(scratch["normed"], token=c.n_embd))
+        source = normed(program, scratch, tokens, x, norm, scratch["normed"], c.n_embd, self._folds())
         if not self.moe:
             hidden = self._hidden(program, scratch, tokens, source, "", c.n_ff, "gate")
             linear(program, self.weights["ffn_down"], hidden, x, tokens=tokens, params=params, accumulate=True)

@@ -7,13 +7,14 @@ are recorded once; position, token count and token ids reach them through one sm
 from __future__ import annotations
 
 from model import kernels
-from model.attention import AttentionBlock, AttentionShape, emit_norm
+from model.attention import AttentionBlock, AttentionShape
 from model.cache import Cache
 from model.config import ModelConfig
 from model.device_weights import DeviceWeights
 from model.feed_forward import FeedForwardBlock
 from model.layout import CacheLayout, Path
 from model.linear import Norm, View, linear
+from model.norm import emit_norm
 from model.prompt_attention import TILED_FROM, PromptShape
 from model.scratch import ARGMAX_GROUPS, Scratch
 from model.tiled_prompt import TiledPrompt

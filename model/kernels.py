@@ -3,7 +3,7 @@
 The shaders' own first lines say what each computes; the order here is their binding and constant order.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from gguf import GGMLQuantizationType
 
@@ -56,6 +56,36 @@ MATMUL_ROUTED = Kernel(
     LINEAR_PUSH,
     {"ROUTED": "1"},
 )
+
+
+@dataclass(frozen=True)
+class TokenProducts:
+    """One file's products of one token: of a plain matrix, of a cache taken as one, of the chosen experts, and these
+    added up."""
+
+    plain: Kernel
+    cache: Kernel
+    chosen: Kernel
+    summed: Kernel
+
+
+@dataclass(frozen=True)
+class ChunkProducts:
+    """One file's products of a chunk of tokens: of a plain matrix, and of the experts that tokens are routed to."""
+
+    plain: Kernel
+    routed: Kernel
+
+
+TOKEN_PRODUCTS = {
+    products.plain.file: products
+    for products in (
+        TokenProducts(MATVEC, MATVEC_CACHE, MATVEC_CHOSEN, MATVEC_SUMMED),
+        TokenProducts(MATVEC_ROWS, MATVEC_ROWS_CACHE, MATVEC_ROWS_CHOSEN, MATVEC_ROWS_SUMMED),
+    )
+}
+CHUNK_PRODUCTS = {products.plain.file: products for products in (ChunkProducts(MATMUL, MATMUL_ROUTED),)}
+
 EMBED = Kernel(
     "embed.comp",
     (("weights", "r"), ("x", "w"), _PARAMS),

@@ -18,8 +18,8 @@ from model.attention import AttentionBlock
 from model.cache import LatentShard
 from model.config import ModelConfig
 from model.layout import CacheLayout, Path
-from model.linear import NARROW_SUBGROUP
 from model.scratch import SLACK_BYTES, Scratch
+from model.weights import reads_texels
 from vkbackend.buffer import Buffer
 from vkbackend.device import Device
 from vkbackend.memory import buffer_limit
@@ -182,7 +182,7 @@ class PromptAttention:
         fours = width < _EIGHT * device.subgroup_size
         if fours:
             kernel = kernel.variant(FOURS="1")
-        elif device.subgroup_size < NARROW_SUBGROUP and device.info.whole_texel_buffers:
+        elif reads_texels(device.info):
             kernel = kernels.with_texels(kernel, "values")
         program.launch(
             kernel,

@@ -87,8 +87,13 @@ def device_bytes(kind: GGMLQuantizationType, shape: tuple[int, ...]) -> int:
 
 def interleaves(info: DeviceInfo, kind: GGMLQuantizationType, rows: int) -> bool:
     """Whether a device gets matrices of ``rows`` of ``kind`` with the pieces of eight rows side by side."""
-    narrow = info.subgroup_size < NARROW_SUBGROUP and info.whole_texel_buffers
-    return narrow and kind in IN_PIECES and rows % INTERLEAVED_ROWS == 0
+    return reads_texels(info) and kind in IN_PIECES and rows % INTERLEAVED_ROWS == 0
+
+
+def reads_texels(info: DeviceInfo) -> bool:
+    """Whether a device's lanes load 16 bytes best as a texel: narrow subgroups, and buffers that fit as texels whole
+    (results/performance-log.md has why)."""
+    return info.subgroup_size < NARROW_SUBGROUP and info.whole_texel_buffers
 
 
 def _split(

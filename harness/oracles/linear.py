@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from harness.oracles.case import CANARY, Case, Draft, Expected, Target, U
 from model.block_formats import PLAIN, codebook
 from model.kernels import weight_kind
-from model.linear import Norm, Tiling, View, linear, routed_linear
+from model.linear import Norm, View, linear, routed_linear
 from model.random_blocks import random_blocks
 from model.reference import ops
+from model.tiling import Tiling
 from model.weights import Weight, allocate, stack_upload
 from vkbackend.physical import DeviceInfo
 from vkbackend.tuning import Entry

@@ -13,8 +13,9 @@ from harness.oracles import absorbing, linear
 from harness.oracles.case import CANARY, Case, Draft, Expected, Target, U
 from harness.oracles.linear import ROUTINGS, Normed, largest_error, norm_error, random_tensor, tiling_of, uploaded
 from model.kernels import weight_kind
-from model.linear import Tiling, View, gated_linear, summed_linear
+from model.linear import View, gated_linear, summed_linear
 from model.reference import ops
+from model.tiling import Tiling
 from vkbackend.physical import DeviceInfo
 
 Doubles = NDArray[np.float64]

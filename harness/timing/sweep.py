@@ -19,7 +19,7 @@ from harness.atomic import write_text
 from harness.oracles.client import Job, Verdict
 from harness.shader_variants import Variant
 from harness.timing.job import BenchJob, Timing
-from model import attention, kernels, linear
+from model import attention, kernels, tiling
 from model.config import ModelConfig
 from vkbackend.errors import DeviceError, InputError
 from vkbackend.physical import DeviceInfo
@@ -46,9 +46,8 @@ _ROLES = {
 }
 _SHARD = ("rows", "matrix_first", "first")  # push constants that tell the parts of a tensor or a cache
 _CHOSEN = {  # the constants that a tuning says; a model's dimensions say the others
-    kernels.MATVEC.file: kernels.MATVEC.spec,
-    kernels.MATVEC_ROWS.file: kernels.MATVEC_ROWS.spec,
-    kernels.MATMUL.file: kernels.MATMUL.spec,
+    **{file: products.plain.spec for file, products in kernels.TOKEN_PRODUCTS.items()},
+    **{file: products.plain.spec for file, products in kernels.CHUNK_PRODUCTS.items()},
     kernels.ATTENTION_LATENT.file: attention.TUNED,
 }
 
@@ -136,15 +135,20 @@ def sweep(
     *,
     seed: int,
     repeats: int,
+    others: Sequence[str] = (),
 ) -> Sweep:
-    """Judge and time the variant with every combination of ``values``, and the present choice beside them.
+    """Judge and time the variant with every combination of ``values``, with the ``others``, kernels by their names, in
+    place of its own with their usual constants, and with the present choice.
 
     Raises:
-        InputError: a constant that the kernel has not, or that a model's dimensions say; a value that cannot be.
+        InputError: a constant that the kernel has not, or that a model's dimensions say; a value that cannot be; a
+            kernel that does not make such products.
         DeviceError: the oracle refuses the present choice, or timing failed.
     """
     purpose = purpose_of(variant)
-    entries = [_changed(variant, dict(zip(values, each, strict=True)), info) for each in product(*values.values())]
+    changes = product(*values.values()) if values else ()
+    entries = [_changed(variant, dict(zip(values, each, strict=True)), info) for each in changes]
+    entries += [_other(variant, name, info) for name in others]
     tuned = load_tuning(info).find(purpose)
     launches = [_planned(variant, None if tuned is None else Tuning({purpose: tuned}))]
     present = _entry(launches[0])
@@ -215,11 +219,11 @@ def purpose_of(variant: Variant) -> str:
     if launch.kernel.file not in _CHOSEN:
         swept = ", ".join(file.removesuffix(".comp") for file in _CHOSEN)
         raise InputError(f"{variant.name} has no constants to choose, expected a variant of {swept}; name one")
-    return linear.purpose(kernels.weight_kind(launch.kernel), variant.tokens, _role(launch))
+    return tiling.purpose(kernels.weight_kind(launch.kernel), variant.tokens, _role(launch))
 
 
 def _role(launch: Launch) -> str:
-    """What a product is for, of ``linear.ROLES``."""
+    """What a product is for, of ``tiling.ROLES``."""
     return next((role for macro, role in _ROLES.items() if macro in launch.kernel.macros), "")
 
 
@@ -246,10 +250,25 @@ def _changed(variant: Variant, values: Mapping[str, int], info: DeviceInfo) -> E
     if entry.kernel == kernels.ATTENTION_LATENT.file:
         wrong = attention.unfit(entry, int(variant.launch.push["heads"]), variant.tokens, info.subgroup_size)
     else:
-        wrong = linear.unfit(entry, variant.tokens, _role(variant.launch))
+        kind = kernels.weight_kind(variant.launch.kernel)
+        wrong = tiling.unfit(entry, kind, variant.tokens, info, _role(variant.launch))
     if wrong:
         raise InputError(f"--sweep: {variant.name} {wrong}; choose other values")
     return entry
+
+
+def _other(variant: Variant, name: str, info: DeviceInfo) -> Entry:
+    """The usual constants of another kernel for the variant's product."""
+    launch, file = variant.launch, f"{name}.comp"
+    fitting: list[str] = []
+    if launch.kernel.file != kernels.ATTENTION_LATENT.file:
+        kind, role = kernels.weight_kind(launch.kernel), _role(launch)
+        fitting = tiling.candidates(kind, variant.tokens, info, role)
+        if file in fitting:
+            return tiling.usual(kind, variant.tokens, info.subgroup_size, role, file)
+    known = ", ".join(other.removesuffix(".comp") for other in fitting)
+    expected = f"expected {known}; choose among these" if known else "expected none; sweep its constants alone"
+    raise InputError(f"--sweep KERNEL={name}: {name} does not do what {variant.name} does, {expected}")
 
 
 def _planned(variant: Variant, tuning: Tuning | None) -> Launch:

@@ -11,14 +11,14 @@ from helpers import FAMILIES, PRODUCTS, hold, limited
 
 from harness.cli import main
 from harness.oracles.linear import ROUTINGS, keys_case, product_case, random_tensor, routed_case, values_case
-from model import linear as linear_module
+from model import tiling
 from model.block_formats import IN_PIECES, PLAIN
 from model.weights import stack_upload
 from vkbackend.device import Device
 from vkbackend.errors import DeviceError
 
 ONE_TOKEN, CHUNK = 1, 7
-NARROW, WIDE = 1 << 20, 0  # what model.linear.NARROW_SUBGROUP must be for any device to count as such
+NARROW, WIDE = 1 << 20, 0  # what model.tiling.NARROW_SUBGROUP must be for any device to count as such
 FORMS = {
     "one token, lanes along a row": (WIDE, ONE_TOKEN),
     "one token, a lane a row": (NARROW, ONE_TOKEN),
@@ -31,7 +31,7 @@ FORMS = {
 def capacity(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     """A chunk's capacity in tokens, with the form it runs in forced, whichever the device would take."""
     narrow, tokens = FORMS[request.param]
-    monkeypatch.setattr(linear_module, "NARROW_SUBGROUP", narrow)
+    monkeypatch.setattr(tiling, "NARROW_SUBGROUP", narrow)
     return tokens
 
 
@@ -126,7 +126,7 @@ def test_row_that_no_binding_holds_is_refused(device: Device) -> None:
 
 def test_more_row_tiles_than_one_grid_axis(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
     """The one-token form spreads row tiles over a second axis past the first one's limit."""
-    monkeypatch.setattr(linear_module, "NARROW_SUBGROUP", WIDE)
+    monkeypatch.setattr(tiling, "NARROW_SUBGROUP", WIDE)
     info = replace(device.info, max_workgroup_count=(7, *device.info.max_workgroup_count[1:]))
     case = product_case(info, np.random.default_rng(9), Q.Q8_0, (67, 256), None, capacity=ONE_TOKEN)
     assert case.launches[0].grid[2] > 1

@@ -12,9 +12,10 @@ from small_models import SmallModel
 import vkbackend.staging
 from harness.oracles.linear import random_tensor
 from model import kernels
-from model.attention import AttentionShape, norm_held
+from model.attention import AttentionShape
 from model.engine import Model, Session
 from model.layout import PATHS
+from model.norm import norm_held
 from model.weights import stack_upload
 from vkbackend.buffer import Buffer
 from vkbackend.device import Device
@@ -125,9 +126,7 @@ def test_models_give_the_same_bits_in_memory_of_the_devices_own(
     held, choose, for_device = norm_held, AttentionShape.choose, kernels.for_device
     monkeypatch.setattr(AttentionShape, "choose", lambda device, *rest: choose(small.device, *rest))
     monkeypatch.setattr(kernels, "for_device", lambda kernel, kind: for_device(kernel, small.device.info.kind))
-    monkeypatch.setattr(
-        "model.attention.norm_held", lambda width, lanes, kind: held(width, lanes, small.device.info.kind)
-    )
+    monkeypatch.setattr("model.norm.norm_held", lambda width, lanes, kind: held(width, lanes, small.device.info.kind))
     expected = small.logits(path, 7)
     model = Model.load(small.gguf, card)
     session = Session(model, PATHS[path], 128, chunk=7)

@@ -14,7 +14,7 @@ from harness.cli import main
 from model.engine import Model
 from model.engine import Session as Opened
 from model.layout import PATHS
-from model.linear import Tiling, purpose
+from model.tiling import Tiling, purpose
 from model.weights import interleaves
 from vkbackend.device import Device, open_device
 from vkbackend.physical import DeviceInfo

@@ -19,9 +19,9 @@ from harness.timing.table import print_sweep
 from model.attention import AttentionShape
 from model.launches import planned_launches
 from model.layout import PATHS
-from model.linear import Tiling
 from model.mix import mix_types
 from model.presets import get_preset
+from model.tiling import Tiling
 from vkbackend.dry import DryDevice
 from vkbackend.errors import DeviceError, InputError
 from vkbackend.tuning import Entry, Tuning, load_tuning, tuning_file
@@ -129,6 +129,28 @@ def test_both_forms_of_a_token_are_compared(monkeypatch: pytest.MonkeyPatch) -> 
     assert [entry_text(e) for e in result.entries] == ["matvec_rows rows=8", "matvec rows=4"]
     assert set(runner.jobs[0].bindings) == {"weights", "x", "y"}
     assert result.better == Entry("matvec.comp", {"ROWS": 4})
+
+
+def test_other_kernels_of_a_product_are_tried_by_name() -> None:
+    """Each with its usual constants, alone or beside values of the variant's own."""
+    runner, at = Fake(lambda spec, run: 1.0), variant("matvec q6_k rows=2")
+    for values, expected in (({}, []), ({"ROWS": [4]}, ["matvec rows=4"])):
+        found = sweep(runner, at, values, GLM, WIDE, seed=0, repeats=2, others=["matvec_rows"])
+        assert [entry_text(e) for e in found.entries] == ["matvec rows=2", *expected, "matvec_rows rows=8"]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("matvec q4_k rows=2", "expected matvec, matvec_rows; choose among these"),
+        ("attention_latent latent=512 *", "expected none; sweep its constants alone"),
+    ],
+)
+def test_a_kernel_that_makes_other_products_is_refused(name: str, expected: str) -> None:
+    at = find_variants(GLM, "q4_k_m", WIDE, [name], everything=True, shape=SHAPE)[0]
+    with pytest.raises(InputError) as caught:
+        sweep(Fake(by_rows(1)), at, {}, GLM, WIDE, seed=0, repeats=2, others=["embed"])
+    assert str(caught.value) == f"--sweep KERNEL=embed: embed does not do what {at.name} does, {expected}"
 
 
 def test_a_wrong_choice_is_refused_and_a_wrong_present_one_ends_it() -> None:
