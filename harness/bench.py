@@ -13,9 +13,8 @@ from vkbackend.errors import DeviceLostError, InputError
 if TYPE_CHECKING:
     import numpy as np
 
-    from harness.measure import SessionLike
     from model.config import ModelConfig
-    from model.engine import Model
+    from model.engine import Model, Session
     from model.gguf_file import GGUFFile
     from model.layout import Path
 
@@ -132,21 +131,21 @@ class Test:
     warm_up: int = 0
     longest_submission: float = 0.0
 
-    def repeat(self, session: "SessionLike", tokens: "np.ndarray") -> tuple[int, list[int]]:
-        """One repeat from `depth` on: its time, and each decoded token's."""
+    def repeat(self, session: "Session", tokens: "np.ndarray") -> tuple[int, list[int]]:
+        """One repeat from `depth` on: its time, and each decoded token's, of those decoded in one go the mean."""
         session.rewind(self.depth)
         prompt = tokens[self.depth : self.depth + self.n_prompt].tolist()
         token = int(tokens[self.depth + self.n_prompt])
-        times = []
+        times: list[int] = []
         started = before = perf_counter_ns()
         if prompt:
             session.prompt(prompt, "last")
             before = perf_counter_ns()
-        for _ in range(self.n_gen):
-            token = session.decode(token)
+        while len(times) < self.n_gen:
+            several = session.decode_ahead(token, self.n_gen - len(times))
             now = perf_counter_ns()
-            times.append(now - before)
-            before = now
+            times += [(now - before) // len(several)] * len(several)
+            token, before = several[-1], now
         return before - started, times
 
 
@@ -197,7 +196,7 @@ def _await_step() -> None:
         raise InputError("--step: standard input ended, expected a line for each turn; it is made for `regress --run`")
 
 
-def _fill(session: "SessionLike", tokens: "np.ndarray", depth: int) -> None:
+def _fill(session: "Session", tokens: "np.ndarray", depth: int) -> None:
     """Warm up both programs, then cache `depth` tokens."""
     for _ in range(_WARM_UPS):
         session.prompt(tokens[: min(session.chunk, len(tokens) - 1)].tolist(), "last")

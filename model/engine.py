@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import cached_property
+from itertools import takewhile
 from pathlib import Path as FilePath
 from typing import Literal
 
@@ -20,7 +21,7 @@ from model.forward import Forward
 from model.gguf_file import GGUFFile
 from model.layout import CacheLayout, Path, active_weight_bytes, get_path, require_whole_words
 from model.prompt_attention import PromptShape
-from model.scratch import SLACK_BYTES, Scratch, scratch_bytes
+from model.scratch import AHEAD, SLACK_BYTES, Scratch, scratch_bytes
 from model.tensors import expected_tensors, require_supported
 from model.tokenizer import Tokenizer
 from vkbackend.device import Device
@@ -244,13 +245,31 @@ class Session:
             InputError: as ``prompt``.
             DeviceError: no logit is a number.
         """
+        return self.decode_ahead(token, 1)[0]
+
+    def decode_ahead(self, token: int, most: int = AHEAD) -> list[int]:
+        """Run one token at ``n_past`` and those chosen after it, in one submission that the host does not interrupt.
+
+        Returns:
+            The greedy next token after each that was run, in order: 1 to ``most`` as the device was seen to be fast
+            enough, at most AHEAD, and none beyond the context. ``rewind`` takes back those that are not wanted, but for
+            ``last_logits``, which are of the last.
+
+        Raises:
+            InputError: as ``prompt``.
+            DeviceError: no logit is a number, after ``token``; where that is so later, the tokens end before it.
+        """
         self._check([token])
         self._set([token])
-        self._forward.decode.run(depth=self.n_past + 1)
-        self.n_past += 1
-        chosen = int(self._scratch["token"].download(np.uint32, 1)[0])
-        if chosen >= self.model.config.n_vocab:  # no logit was greater than minus infinity
-            raise self._not_finite(self.n_past - 1)
+        first, most = self.n_past, min(most, AHEAD, self.n_ctx - self.n_past)
+        times = self._forward.decode.fitting(most, depth=first + most)
+        self._forward.decode.run(depth=first + times, times=times)
+        kept = self._scratch["tokens"].download(np.uint32, AHEAD)
+        tokens = [int(kept[position % AHEAD]) for position in range(first, first + times)]
+        chosen = list(takewhile(lambda each: each < self.model.config.n_vocab, tokens))
+        self.n_past = first + max(1, len(chosen))
+        if not chosen:  # no logit was greater than minus infinity
+            raise self._not_finite(first)
         return chosen
 
     def trial(self, token: int) -> NDArray[np.float32]:

@@ -16,7 +16,7 @@ from model.layout import CacheLayout, Path
 from model.linear import Norm, View, linear
 from model.norm import emit_norm
 from model.prompt_attention import TILED_FROM, PromptShape
-from model.scratch import ARGMAX_GROUPS, Scratch
+from model.scratch import AHEAD, ARGMAX_GROUPS, Scratch
 from model.tiled_prompt import TiledPrompt
 from vkbackend.buffer import Buffer
 from vkbackend.device import Device
@@ -105,7 +105,7 @@ class Forward:
         return View(scratch["hidden"], token=c.n_embd)
 
     def _head_last(self, program: Program) -> None:
-        """Logits of the last token, and the greedy next one."""
+        """Logits of the last token, and the greedy next one, for which the parameters are made ready."""
         c, scratch = self._config, self._scratch
         hidden = self._norm(program, 1, last_token=True)
         logits = View(scratch["logits"], token=c.n_vocab)
@@ -119,9 +119,9 @@ class Forward:
         )
         program.launch(
             kernels.ARGMAX_FINAL,
-            {"best": scratch["best"], "token": scratch["token"]},
+            {"best": scratch["best"], "tokens": scratch["tokens"], "params": scratch["params"]},
             (1, 1, 1),
-            push={"count": ARGMAX_GROUPS, "share": ARGMAX_GROUPS},
+            push={"count": ARGMAX_GROUPS, "share": ARGMAX_GROUPS, "kept": AHEAD},
         )
 
     def head_all(self) -> tuple[Program, Buffer]:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from model.scratch import AHEAD
 from vkbackend.errors import InputError
 
 if TYPE_CHECKING:
@@ -11,7 +12,8 @@ if TYPE_CHECKING:
 
 
 def continuation(session: "Session", prompt: Sequence[int], sampler: "Sampler | None") -> Iterator[int]:
-    """Tokens after ``prompt``, without end. Without a sampler the device chooses, and logits never leave it.
+    """Tokens after ``prompt``, without end. Without a sampler the device chooses, several ahead, and logits never leave
+    it. Closed, it leaves the session behind the last token that it gave.
 
     Raises InputError and DeviceError as the session does.
     """
@@ -19,9 +21,17 @@ def continuation(session: "Session", prompt: Sequence[int], sampler: "Sampler | 
         if len(prompt) > 1:
             session.prompt(prompt[:-1], "none")
         token = prompt[-1]
+        most = 1  # nobody waits longer for the first one
         while True:
-            token = session.decode(token)
-            yield token
+            began, taken = session.n_past, 0
+            try:
+                chosen = session.decode_ahead(token, most)
+                for token in chosen:
+                    taken += 1
+                    yield token
+            finally:
+                session.rewind(began + taken)
+            most = AHEAD
     sampler.accept(prompt)
     session.prompt(prompt, "last")
     while True:

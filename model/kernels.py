@@ -174,7 +174,12 @@ MOE_SUM = Kernel(
     push=("width", "used", "has_shared"),
 )
 ARGMAX = Kernel("argmax.comp", (("logits", "r"), ("best", "w")), push=("count", "share"))
-ARGMAX_FINAL = Kernel("argmax.comp", (("best", "r"), ("token", "w")), push=("count", "share"), macros={"FINAL": "1"})
+ARGMAX_FINAL = Kernel(
+    "argmax.comp",
+    (("best", "r"), ("tokens", "w"), ("params", "rw")),
+    push=("count", "share", "kept"),
+    macros={"FINAL": "1"},
+)
 
 
 def absorbing(kernel: Kernel, redundant_values: bool) -> Kernel:

@@ -18,8 +18,9 @@ from vkbackend.memory import Use
 SLACK = 32
 SLACK_BYTES = 4 * SLACK
 ARGMAX_GROUPS = 64
+AHEAD = 8  # tokens that the device decodes at most before the host reads them
 # What the host writes or reads around a token; all else is touched by kernels alone.
-_USES = {"params": Use.PARAMETERS, "tile": Use.PARAMETERS, "token": Use.RESULTS, "logits": Use.RESULTS}
+_USES = {"params": Use.PARAMETERS, "tile": Use.PARAMETERS, "tokens": Use.RESULTS, "logits": Use.RESULTS}
 
 
 def rope_tables(config: ModelConfig, n_ctx: int) -> tuple[np.ndarray, int]:
@@ -80,7 +81,7 @@ def scratch_bytes(
         "hidden": width * c.n_embd,  # normed for the output matrix
         "best": 2 * ARGMAX_GROUPS,
         "params": 2 + width,
-        "token": 1,
+        "tokens": AHEAD,  # the last ones chosen (shaders/argmax.comp)
         "logits": c.n_vocab,
         "rope_tables": (n_ctx // 256 + 1 + 256) * c.qk_rope,
     }

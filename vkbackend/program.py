@@ -6,7 +6,7 @@ to overlap, and before the first command of every submission.
 
 The first run of a launch that the device never saw learns its pace (vkbackend/pace.py); later runs replay segments,
 each one submission, and measure every one. When what was measured, or more work than was measured, makes a segment
-too long, the program is cut anew.
+too long, the program is cut anew. A program whose runs prepare each other may run several times in one submission.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from vkbackend.buffer import Buffer
 from vkbackend.device import Device
 from vkbackend.errors import DeviceError
 from vkbackend.kernel import Kernel
-from vkbackend.pace import Cost, Pace, Piece, Segment, Work, cut, outgrown
+from vkbackend.pace import TARGET_S, Cost, Pace, Piece, Segment, Work, cut, outgrown
 
 
 @dataclass(frozen=True)
@@ -53,13 +53,33 @@ class LaunchTime:
 
 
 @dataclass
+class _Replay:
+    """The program ``times`` over as segments, and a sequence for each. Their pieces count launches on from one time to
+    the next."""
+
+    times: int
+    segments: list[Segment] = field(default_factory=list)
+    sequences: list[Any] = field(default_factory=list)
+
+    def predict(self, work: Work) -> float:
+        """Seconds of one time."""
+        return sum(segment.predict(work) for segment in self.segments) / self.times
+
+    def expect(self, seconds: float, work: Work) -> None:
+        """Take ``seconds`` for one time, which another replay measured, for this one's, too."""
+        ratio = seconds / predicted if (predicted := self.predict(work)) > 0 else 1.0
+        for segment in self.segments:
+            segment.took(ratio * segment.predict(work), work)
+
+
+@dataclass
 class _Recorded:
-    """What a program made on the device: an algorithm for each launch, a sequence for each segment."""
+    """What a program made on the device: an algorithm for each launch, and replays by how often they run it."""
 
     algorithms: list[Any]
     barriers: list[bool]
-    segments: list[Segment] = field(default_factory=list)
-    sequences: list[Any] = field(default_factory=list)
+    replays: dict[int, _Replay] = field(default_factory=dict)
+    last: _Replay | None = None  # that ran
     paced: Pace | None = None  # that of the device when every launch's was known
 
 
@@ -120,26 +140,48 @@ class Program:
             needed.append(hazard)
         return needed
 
-    def run(self, items: float = 1.0, depth: float = 1.0) -> None:
+    def run(self, items: float = 1.0, depth: float = 1.0, times: int = 1) -> None:
         """Submit the program, piece by piece where it is long, and wait for it.
 
         Args:
             items, depth: bounds of the data-dependent work of this run (``vkbackend.pace.Work``).
+            times: how often to run it, in as few submissions as that takes. A recording for each is kept.
 
         Raises:
             DeviceLostError: the device was lost, or did not finish a submission in time.
         """
         work = Work(items, depth)
         recorded = self._recorded = self._recorded or self._create()
-        if recorded.paced is not self.device.pace:  # asked once: a pace that is known stays so
-            if not all(self.device.pace.knows(launch.key) for launch in self.launches):
-                self._learn(recorded, work)
+        while not self._paced(recorded):
+            self._learn(recorded, work)
+            times -= 1
+            if times == 0:
                 return
-            recorded.paced = self.device.pace
-        if not recorded.segments or outgrown(recorded.segments, work):
-            self._cut(recorded, work)
-        for segment, sequence in zip(recorded.segments, recorded.sequences, strict=True):
+        replay = recorded.replays.setdefault(times, _Replay(times))
+        if recorded.last is not None and recorded.last is not replay:
+            replay.expect(recorded.last.predict(work), work)
+        if not replay.segments or outgrown(replay.segments, work):
+            self._cut(recorded, replay, work)
+        recorded.last = replay
+        for segment, sequence in zip(replay.segments, replay.sequences, strict=True):
             segment.took(self._submit(sequence), work)
+
+    def fitting(self, most: int, items: float = 1.0, depth: float = 1.0) -> int:
+        """How many ``times`` are predicted to fit one submission: a power of two, so that few are recorded, from 1 to
+        ``most``."""
+        recorded = self._recorded
+        if recorded is None or not self._paced(recorded) or recorded.last is None:
+            return 1
+        seconds, times = recorded.last.predict(Work(items, depth)), 1
+        while 2 * times <= most and 2 * times * seconds <= TARGET_S:
+            times *= 2
+        return times
+
+    def _paced(self, recorded: _Recorded) -> bool:
+        """Whether the device knows every launch's pace; asked once, for a pace that is known stays so."""
+        if recorded.paced is not self.device.pace and all(self.device.pace.knows(each.key) for each in self.launches):
+            recorded.paced, recorded.last = self.device.pace, None
+        return recorded.paced is self.device.pace
 
     def profile(self, items: float = 1.0, depth: float = 1.0) -> list[LaunchTime]:
         """Run once with device timestamps; barriers are counted to the launch that they stand before."""
@@ -152,7 +194,8 @@ class Program:
         """Give back the recording; the program may be run again and is then recorded anew."""
         if self._recorded is None:
             return
-        self._forget(self._recorded)
+        for replay in self._recorded.replays.values():
+            self._forget(replay)
         for algorithm in self._recorded.algorithms:
             _destroy(algorithm)
         self._recorded = None
@@ -174,17 +217,20 @@ class Program:
             )
 
     def _sequence(self, recorded: _Recorded, pieces: Iterable[Piece], timestamps: int = 0) -> Any:
-        """One submission of these pieces; a launch's barrier stands before its first piece only."""
+        """One submission of these pieces; a launch's barrier stands before its first piece only. Each time over begins
+        with one, for all that was run before."""
         import kp
 
-        companion = self.device.companion
+        companion, count = self.device.companion, len(self.launches)
         with companion.lock, companion.creating(f"program {self.name}"):
             sequence = self.device.sequence(f"program {self.name}", timestamps)
             for piece in pieces:
-                if piece.box.base != (0, 0, 0) or not recorded.barriers[piece.launch]:
+                again, index = divmod(piece.launch, count)
+                begins = again > 0 and index == 0
+                if piece.box.base != (0, 0, 0) or not (begins or recorded.barriers[index]):
                     companion.overlap()
                 companion.dispatch_box(piece.box.base, piece.box.count)
-                sequence.record(kp.OpAlgoDispatch(recorded.algorithms[piece.launch]))
+                sequence.record(kp.OpAlgoDispatch(recorded.algorithms[index]))
         return sequence
 
     def _submit(self, sequence: Any, first: bool = False) -> float:
@@ -239,29 +285,38 @@ class Program:
     def _plan(self, indices: Iterable[int], work: Work) -> list[Segment]:
         costs = {}
         for i in indices:
-            launch = self.launches[i]
+            launch = self._launch_of(i)
             costs[i] = Cost(launch.grid, self.device.pace.predict(launch.key, work.amount(launch.deep)), launch.deep)
         return cut(costs, work)
 
-    def _cut(self, recorded: _Recorded, work: Work) -> None:
-        self._forget(recorded)
-        for segment in self._plan(range(len(self.launches)), work):
-            recorded.sequences.append(self._sequence(recorded, segment.pieces))
-            recorded.segments.append(segment)
+    def _launch_of(self, index: int) -> Launch:
+        """A piece's launch, counted on from one time to the next."""
+        return self.launches[index % len(self.launches)]
 
-    def _forget(self, recorded: _Recorded) -> None:
+    def _cut(self, recorded: _Recorded, replay: _Replay, work: Work) -> None:
+        self._forget(replay)
+        segments = self._plan(range(replay.times * len(self.launches)), work)
+        try:
+            for segment in segments:
+                replay.sequences.append(self._sequence(recorded, segment.pieces))
+        except BaseException:
+            self._forget(replay)  # half a program must not be run
+            raise
+        replay.segments = segments
+
+    def _forget(self, replay: _Replay) -> None:
         """Drop the segments; what they measured stays with the device."""
-        self._settle(recorded.segments)
-        for sequence in recorded.sequences:
+        self._settle(replay.segments)
+        for sequence in replay.sequences:
             _destroy(sequence)
-        recorded.segments, recorded.sequences = [], []
+        replay.segments, replay.sequences = [], []
 
     def _settle(self, segments: Iterable[Segment]) -> None:
         """Tell the device what segments measured; of several pieces of one kind the slowest counts."""
         found: dict[Hashable, tuple[float, float]] = {}
         for segment in segments:
             for piece in segment.pieces:
-                launch = self.launches[piece.launch]
+                launch = self._launch_of(piece.launch)
                 pace = piece.pace * segment.growth(launch.deep)
                 if pace >= found.get(launch.key, (0.0, 0.0))[0]:
                     found[launch.key] = pace, segment.work.amount(launch.deep)

@@ -12,10 +12,10 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.oracles.case import CANARY, Case, Draft, Expected, Target, U
+from harness.oracles.case import CANARY, UNTOUCHED, Case, Draft, Expected, Target, U
 from model import kernels
 from model.reference import ops
-from model.scratch import ARGMAX_GROUPS
+from model.scratch import AHEAD, ARGMAX_GROUPS
 from vkbackend.physical import DeviceInfo
 
 Floats = NDArray[np.float32]
@@ -102,13 +102,14 @@ def argmax_case(info: DeviceInfo, what: str, values: NDArray[np.floating]) -> Ca
     """The id of the largest of ``values`` [n], the lowest among equals; larger numbers behind them must not win."""
     logits = values.astype(np.float32)
     draft = Draft(info, f"{what}: {logits.size} logits")
-    best, token = draft.untouched(2 * ARGMAX_GROUPS), draft.untouched(1)
+    best, tokens, n_past = draft.untouched(2 * ARGMAX_GROUPS), draft.untouched(AHEAD), logits.size % 100
+    params = draft.params(n_past, 3, np.array([7, 8, 9]))
     first = {"logits": draft.upload(np.concatenate([logits, np.full(64, 1e9, np.float32)])), "best": best}
     share = -(-logits.size // ARGMAX_GROUPS)
     push = {"count": logits.size, "share": share}
     draft.launch(kernels.ARGMAX, first, (ARGMAX_GROUPS, 1, 1), push=push)
-    push = {"count": ARGMAX_GROUPS, "share": ARGMAX_GROUPS}
-    draft.launch(kernels.ARGMAX_FINAL, {"best": best, "token": token}, (1, 1, 1), push=push)
+    push = {"count": ARGMAX_GROUPS, "share": ARGMAX_GROUPS, "kept": AHEAD}
+    draft.launch(kernels.ARGMAX_FINAL, {"best": best, "tokens": tokens, "params": params}, (1, 1, 1), push=push)
     found = np.empty((ARGMAX_GROUPS, 2), np.uint32)
     for group in range(ARGMAX_GROUPS):
         of_group = logits[group * share : (group + 1) * share]
@@ -116,10 +117,13 @@ def argmax_case(info: DeviceInfo, what: str, values: NDArray[np.floating]) -> Ca
         highest = of_group.max(initial=-np.inf)
         found[group, 0] = np.float32(highest).view(np.uint32)
         found[group, 1] = group * share + int(np.argmax(of_group)) if of_group.size else 0xFFFFFFFF
+    kept = np.full(AHEAD, UNTOUCHED, np.uint32)
+    kept[(n_past + 2) % AHEAD] = np.argmax(logits)
     return draft.case(
         {
             best: Expected(found, np.uint32, axes=("group", "value or id")),
-            token: Expected(np.array([np.argmax(logits)], np.uint32), np.uint32),
+            tokens: Expected(kept, np.uint32),
+            params: Expected(np.array([n_past + 3, 1, kept[(n_past + 2) % AHEAD], 8, 9], np.uint32), np.uint32),
         }
     )
 

@@ -65,9 +65,21 @@ def first_decode(model: Model, undo: ExitStack, arm: Arm) -> None:
     session.decode(64)
 
 
-STAGES = {stage.__name__: stage for stage in (load, open_session, open_fallback_session, prompt, decode, first_decode)}
+def decode_ahead(model: Model, undo: ExitStack, arm: Arm) -> None:
+    """Several tokens recorded one after the other."""
+    session = open_session(model, undo, lambda: None)
+    for token in TOKENS:
+        session.decode(token)
+    arm()
+    session.decode_ahead(64)
+
+
+STAGES = {
+    stage.__name__: stage
+    for stage in (load, open_session, open_fallback_session, prompt, decode, first_decode, decode_ahead)
+}
 # Decoding makes the same calls for every launch, alone the first time: these steps meet each of them somewhere.
-STEPS = {"decode": 3, "first_decode": 7}
+STEPS = {"decode": 3, "first_decode": 7, "decode_ahead": 3}
 
 
 def attempt(model: Model, stage: str, n: int) -> tuple[int, OutOfMemoryError | None]:

@@ -125,7 +125,7 @@ def runs_of(monkeypatch: pytest.MonkeyPatch, name: str, argv: list[str]) -> int:
 
 
 def test_generate_keeps_the_text_so_far(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
-    argv = ["generate", "-p", "The history of", "-n", "12"]
+    argv = ["generate", "-p", "The history of", "-n", "40"]
     runs = runs_of(monkeypatch, "decode", argv)
     whole = capsys.readouterr().out
     Losing(monkeypatch, "decode", runs - 4)
@@ -136,11 +136,11 @@ def test_generate_keeps_the_text_so_far(monkeypatch: pytest.MonkeyPatch, capsys:
     assert " was lost at program decode (" in line
     found = json.loads(Path("out.json").read_text())
     assert f"latentvk: error: {found['incomplete']}" == line
-    assert found["text"] == out.rstrip("\n") and 0 < len(found["tokens"]) < 12
+    assert found["text"] == out.rstrip("\n") and 0 < len(found["tokens"]) < 40
 
 
 def test_bench_keeps_the_tests_before(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
-    argv = ["bench", "-p", "16", "-n", "3,4", "-r", "2", "--json", "out.json"]
+    argv = ["bench", "-p", "16", "-n", "3,30", "-r", "2", "--json", "out.json"]
     runs = runs_of(monkeypatch, "decode", argv)
     assert [row["incomplete"] for row in json.loads(Path("out.json").read_text())] == [""] * 3
     capsys.readouterr()
@@ -150,7 +150,7 @@ def test_bench_keeps_the_tests_before(monkeypatch: pytest.MonkeyPatch, capsys: C
     rows = json.loads(Path("out.json").read_text())
     assert [row["test"] for row in rows] == ["pp16", "tg3"]
     assert [f"latentvk: error: {row['incomplete']}" for row in rows] == [error_line(err)] * 2
-    assert "tg3" in out and "tg4" not in out
+    assert "tg3" in out and "tg30" not in out
 
 
 def test_compare_writes_the_contexts_before(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.null.imaginary import INFO
+from vkbackend.errors import DeviceError
 from vkbackend.kernel import Kernel
 from vkbackend.pace import LIMIT_S, RECUT_S, TARGET_S, Grid, Pace
 from vkbackend.program import Program
@@ -135,9 +136,12 @@ def program(device: ImaginaryDevice, launches: list[tuple[int, Grid, bool]]) -> 
     return made
 
 
-def check_run(device: ImaginaryDevice, made: Program) -> None:
-    """Every workgroup ran once, launch after launch, with the derived barriers and no other."""
-    expected = iter(zip(made.launches, made.barriers(), strict=True))
+def check_run(device: ImaginaryDevice, made: Program, times: int = 1) -> None:
+    """Every workgroup ran once, launch after launch, with the derived barriers and no other; all that ``times`` over,
+    with a barrier between."""
+    first, *others = made.barriers()
+    again = zip(made.launches, [True, *others], strict=True)
+    expected = iter([*zip(made.launches, [first, *others], strict=True), *list(again) * (times - 1)])
     done: list[Grid] = []
     current: list[Grid] = []
     for d in device.ran:
@@ -182,6 +186,76 @@ def test_no_submission_runs_long_and_every_workgroup_runs_once(
             assert device.longest() <= LIMIT_S
     made.free()
     assert device.live == 0
+
+
+@settings(max_examples=60, deadline=None)
+@given(launches, st.lists(st.floats(0, 0.02), min_size=5, max_size=5), st.lists(st.integers(1, 9), max_size=9))
+def test_a_program_run_several_times_over_is_cut_like_one(
+    steps: list[tuple[int, Grid, bool]], paces: list[float], counts: list[int]
+) -> None:
+    device = ImaginaryDevice(lambda kind, cell: paces[kind])
+    made = program(device, steps)
+    for _ in range(2):  # the first run of a grid of one says nothing
+        made.run()
+        check_run(device, made)
+    for times in (*counts, 2):
+        made.run(times=times)
+        check_run(device, made, times)
+        assert device.longest() <= LIMIT_S
+    made.free()
+    assert device.live == 0
+
+
+def test_as_many_times_fit_as_a_submission_has_room_for() -> None:
+    pace = 1e-5
+    device = ImaginaryDevice(lambda kind, cell: pace)
+    made = program(device, [(0, (10, 10, 1), False)] * 5 + [(1, (100, 1, 1), True)] * 5)
+    assert made.fitting(64) == 1  # nothing is known
+    made.run()
+    made.run()
+    assert [made.fitting(most) for most in (1, 2, 3, 7, 8, 64)] == [1, 2, 2, 4, 8, 8]  # 10 ms a time
+    assert made.fitting(64, depth=3.0) == 4 and made.fitting(64, items=30.0) == 1
+    for times in (8, 1, 2, 8):
+        device.submissions.clear()
+        made.run(times=times)
+        ((seconds, _),) = device.submissions
+        assert seconds == pytest.approx(times * 1e-2 + OVERHEAD_S)
+    pace = 4e-5
+    made.run(times=8)  # nothing announced it
+    assert made.fitting(64) == 2  # 40 ms a time
+    device.submissions.clear()
+    made.run(times=2)
+    made.run()
+    assert [round(seconds, 2) for seconds, _ in device.submissions] == [0.08, 0.04]
+    pace = 1e-5
+    made.run()
+    assert made.fitting(64) == 8
+    made.free()
+    assert device.live == 0 and made.fitting(64) == 1
+
+
+def test_a_recording_that_failed_midway_is_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The segments before the failure are given back; the next run records all."""
+    device = ImaginaryDevice(lambda kind, cell: 1e-3)
+    made = program(device, [(0, (10, 10, 1), False)] * 3)
+    made.run()
+    device.ran.clear()
+    live, sequence, left = device.live, device.sequence, 2
+
+    def failing(*args: Any) -> Any:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            raise DeviceError("no more")
+        return sequence(*args)
+
+    monkeypatch.setattr(device, "sequence", failing)
+    with pytest.raises(DeviceError, match="no more"):
+        made.run()
+    assert device.live == live and not device.ran
+    made.run()
+    check_run(device, made)
+    assert device.longest() <= LIMIT_S
 
 
 def test_deep_launches_are_cut_for_the_depth_that_is_announced() -> None:

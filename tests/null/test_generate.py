@@ -33,9 +33,21 @@ class Counting:
     def prompt(self, tokens: Sequence[int], want: str) -> None:
         self.ran += tokens
 
+    @property
+    def n_past(self) -> int:
+        return len(self.ran)
+
+    def rewind(self, n_past: int) -> None:
+        del self.ran[n_past:]
+
     def decode(self, token: int) -> int:
-        self.ran.append(token)
-        return (token + 1) % 10
+        return self.decode_ahead(token, 1)[0]
+
+    def decode_ahead(self, token: int, most: int) -> list[int]:
+        """Three at once where as many are asked for."""
+        steps = range(min(3, most))
+        self.ran += [(token + step) % 10 for step in steps]
+        return [(token + step + 1) % 10 for step in steps]
 
     def last_logits(self) -> Any:
         self.downloads += 1
