@@ -24,6 +24,7 @@ from model.prompt_attention import PromptShape
 from model.scratch import AHEAD, SLACK_BYTES, Scratch, scratch_bytes
 from model.tensors import expected_tensors, require_supported
 from model.tokenizer import Tokenizer
+from model.top_k import MOST_K
 from vkbackend.device import Device
 from vkbackend.errors import DeviceError, InputError
 from vkbackend.memory import buffer_limit
@@ -299,6 +300,12 @@ class Session:
         """f32 logits [n_vocab] of the last token that ``decode`` or ``prompt(..., "last")`` ran."""
         return self._scratch["logits"].download(np.float32, self.model.config.n_vocab).astype(np.float32, copy=False)
 
+    def candidates(self, k: int) -> tuple[NDArray[np.int64], NDArray[np.float32]] | None:
+        """Ids, ascending, and f32 logits of the last token's ``k`` likeliest successors and of some more, found on the
+        device; None where it does not, and ``last_logits`` tells: for more than ``model.top_k.MOST_K`` or none, and
+        where too many are equal."""
+        return self._forward.top(k).find() if 1 <= k <= MOST_K else None
+
     def rewind(self, n_past: int) -> None:
         """Forget all but the first ``n_past`` positions.
 
@@ -310,10 +317,16 @@ class Session:
         self.n_past = n_past
 
     def launches(self) -> dict[str, list[Launch]]:
-        """What a decoded token, a whole prompt chunk, and all logits of a chunk ("head_all") launch; and "tiled", where
-        the session has tiles, a chunk in tiles, each layer's tile once."""
+        """What a decoded token, a whole prompt chunk, all logits of a chunk ("head_all") and the search for the 40
+        likeliest tokens ("top") launch; and "tiled", where the session has tiles, a chunk in tiles, each layer's tile
+        once."""
         forward = self._forward
-        programs = {"decode": forward.decode, "chunk": forward.chunk, "head_all": forward.head_all()[0]}
+        programs = {
+            "decode": forward.decode,
+            "chunk": forward.chunk,
+            "head_all": forward.head_all()[0],
+            "top": forward.top(40).program,  # as many as llama.cpp keeps by default
+        }
         tiled = forward.tiled_launches
         return {name: program.launches for name, program in programs.items()} | ({"tiled": tiled} if tiled else {})
 

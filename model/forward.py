@@ -18,6 +18,7 @@ from model.norm import emit_norm
 from model.prompt_attention import TILED_FROM, PromptShape
 from model.scratch import AHEAD, ARGMAX_GROUPS, Scratch
 from model.tiled_prompt import TiledPrompt
+from model.top_k import TopK
 from vkbackend.buffer import Buffer
 from vkbackend.device import Device
 from vkbackend.program import Launch, Program
@@ -61,6 +62,7 @@ class Forward:
         shape = PromptShape.choose(device, config, path, cache.n_ctx, chunk)
         self._tiled = None if shape is None else TiledPrompt(device, self._embed, self._blocks, scratch, shape, chunk)
         self._head_all: tuple[Program, Buffer] | None = None
+        self._top: dict[int, TopK] = {}
 
     def prompt(self, n_past: int, n_tokens: int) -> None:
         """Run ``n_tokens`` of a chunk, which the parameters hold, after ``n_past`` positions: in tiles where they are
@@ -136,9 +138,15 @@ class Forward:
             self._head_all = (program, out)
         return self._head_all
 
+    def top(self, k: int) -> TopK:
+        """What lists candidates for the ``k`` likeliest of the last token's logits, made when first asked for."""
+        if k not in self._top:
+            self._top[k] = TopK(self._device, self._scratch, self._config.n_tokens, k)
+        return self._top[k]
+
     def free(self) -> None:
         """Give back what the programs own beyond the session's buffers."""
-        for program in (self.decode, self.chunk, self.head_last):
+        for program in (self.decode, self.chunk, self.head_last, *(top.program for top in self._top.values())):
             program.free()
         if self._tiled is not None:
             self._tiled.free()

@@ -35,7 +35,8 @@ def continuation(session: "Session", prompt: Sequence[int], sampler: "Sampler | 
     sampler.accept(prompt)
     session.prompt(prompt, "last")
     while True:
-        token = sampler(session.last_logits())
+        likeliest = session.candidates(sampler.params.candidates)
+        token = sampler(session.last_logits()) if likeliest is None else sampler.among(*likeliest)
         sampler.accept([token])
         yield token
         session.decode(token)

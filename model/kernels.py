@@ -180,6 +180,9 @@ ARGMAX_FINAL = Kernel(
     push=("count", "share", "kept"),
     macros={"FINAL": "1"},
 )
+# The k likeliest (model/top_k.py).
+TOP_K_BOUND = Kernel("top_k_bound.comp", (("best", "r"), ("top", "w")), ("PER_LANE",), ("groups", "k"))
+TOP_K_COLLECT = Kernel("top_k_collect.comp", (("logits", "r"), ("top", "rw")), push=("count", "share", "capacity"))
 
 
 def absorbing(kernel: Kernel, redundant_values: bool) -> Kernel:

@@ -34,7 +34,8 @@ def planned_launches(
     chunk: int | None = None,
     tuning: Tuning | None = None,
 ) -> dict[str, list[Launch]]:
-    """The launches of one decoded token ("decode"), of a prompt chunk ("chunk") and of all logits of one ("head_all").
+    """The launches of one decoded token ("decode"), of a prompt chunk ("chunk"), of all logits of
+    one ("head_all"), and others that ``Session.launches`` names.
 
     Args:
         types: each expected tensor's type.

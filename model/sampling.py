@@ -67,6 +67,12 @@ class SamplingParams:
         return self.repeat_last_n != 0 and not neutral
 
     @property
+    def candidates(self) -> int:
+        """How many of the likeliest tokens the choice depends on, where it is untouched logits that are drawn from; 0:
+        perhaps on all."""
+        return self.top_k if self.temperature > 0 and not self.penalises and not self.logit_bias else 0
+
+    @property
     def on_device(self) -> bool:
         """Whether this is the greedy choice among untouched logits, which the device makes."""
         return self.temperature == 0 and not self.penalises and not self.logit_bias
@@ -94,20 +100,23 @@ def adjusted(
     return x
 
 
-def distribution(logits: NDArray[np.floating], params: SamplingParams) -> NDArray[np.float64]:
+def distribution(
+    logits: NDArray[np.floating], params: SamplingParams, ids: NDArray[np.integer] | None = None
+) -> NDArray[np.float64]:
     """The probabilities that the filters and the temperature give each token; bias and penalties are ``adjusted``'s.
 
     logits [n_vocab] -> float64 [n_vocab], summing to 1. Top-k, top-p and min-p act on the untempered probabilities,
     then the temperature on what is left, so a high temperature never lets in a token that the filters refused. Each
-    filter keeps at least the best token; equal logits rank by id, lowest first. Raises DeviceError on NaN or +inf
-    logits: the device computed garbage.
+    filter keeps at least the best token; equal logits rank by id, lowest first. ``ids`` are those of the logits where
+    they are not all. Raises DeviceError on NaN or +inf logits: the device computed garbage.
     """
     x = np.asarray(logits, np.float64)
     broken = np.flatnonzero(np.isnan(x) | (x == np.inf))
     if broken.size or not np.any(np.isfinite(x)):
         where = int(broken[0]) if broken.size else 0
+        token = where if ids is None or not ids.size else int(ids[where])
         raise DeviceError(
-            f"logit of token {where} is {x[where]}, expected a finite number: the device's results are unusable; "
+            f"logit of token {token} is {x[where]}, expected a finite number: the device's results are unusable; "
             "check the file's hash, or choose another --device"
         )
     out = np.zeros_like(x)
@@ -181,5 +190,13 @@ class Sampler:
         p = distribution(adjusted(logits, self.params, self._counts, self._n_tokens), self.params)
         if self.params.temperature == 0:
             return int(np.argmax(p))
+        return self._draw(np.arange(p.size), p)
+
+    def among(self, ids: NDArray[np.integer], logits: NDArray[np.floating]) -> int:
+        """The token that all logits would have given, from those of ``ids`` [n], ascending, among which are the
+        ``params.candidates`` likeliest. Raises DeviceError as ``distribution`` does."""
+        return self._draw(ids, distribution(logits, self.params, ids))
+
+    def _draw(self, ids: NDArray[np.integer], p: NDArray[np.float64]) -> int:
         possible = np.flatnonzero(p)
-        return int(self._random.choice(possible, p=p[possible]))
+        return int(self._random.choice(ids[possible], p=p[possible]))

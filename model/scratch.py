@@ -19,8 +19,10 @@ SLACK = 32
 SLACK_BYTES = 4 * SLACK
 ARGMAX_GROUPS = 64
 AHEAD = 8  # tokens that the device decodes at most before the host reads them
+TOP_GROUPS = 512  # shares of the logits whose best bound the k likeliest from below
+TOP_LIST = 2048  # candidates that reach the bound; where more do, the host chooses among all
 # What the host writes or reads around a token; all else is touched by kernels alone.
-_USES = {"params": Use.PARAMETERS, "tile": Use.PARAMETERS, "tokens": Use.RESULTS, "logits": Use.RESULTS}
+_USES = dict.fromkeys(("params", "tile"), Use.PARAMETERS) | dict.fromkeys(("tokens", "top", "logits"), Use.RESULTS)
 
 
 def rope_tables(config: ModelConfig, n_ctx: int) -> tuple[np.ndarray, int]:
@@ -80,6 +82,8 @@ def scratch_bytes(
         "shared": width * c.n_embd,
         "hidden": width * c.n_embd,  # normed for the output matrix
         "best": 2 * ARGMAX_GROUPS,
+        "top_best": 2 * TOP_GROUPS,
+        "top": 2 + 2 * TOP_LIST,  # bound, candidates, each one's logit and id
         "params": 2 + width,
         "tokens": AHEAD,  # the last ones chosen (shaders/argmax.comp)
         "logits": c.n_vocab,

@@ -20,6 +20,7 @@ from harness.oracles import (
     prompt_attention,
     routing,
     token_products,
+    top_k,
     transfers,
 )
 from harness.oracles.case import Case, Target
@@ -51,4 +52,6 @@ ORACLES: dict[str, Oracle] = {
     "route.comp": routing.route_cases,
     "silu_mul.comp": activations.silu_cases,
     "softmax_causal.comp": attention.softmax_cases,
+    "top_k_bound.comp": top_k.cases,
+    "top_k_collect.comp": top_k.cases,
 }

@@ -237,5 +237,7 @@ _AMOUNTS: dict[str, Callable[[BenchJob], Amount]] = {
     ),
     "silu_mul.comp": _elements(_per_token("per_token"), _per_token("per_token"), _per_token("per_token")),
     "softmax_causal.comp": _softmax,
+    "top_k_bound.comp": _elements(lambda j: j.push["groups"], lambda j: 2),
+    "top_k_collect.comp": _elements(lambda j: j.push["count"], lambda j: 2),
 }
 TIMED = frozenset(_AMOUNTS)  # kernels of the forward pass; the backend's own are measured by `devices --measure`

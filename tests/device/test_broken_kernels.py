@@ -104,6 +104,14 @@ BREAKS = {
         "tie far apart: 1000 logits: ",
         "best[group ",
     ),
+    "a logit that the bound equals": (
+        "top_k_collect.comp",
+        "!(value < bound)",
+        "!(value <= bound)",
+        "top_k_collect",
+        "one: 1 of 1 logits in 128 groups, a list of 2048: ",
+        "top[count] is 0, expected 1",
+    ),
     "the chunk's last token": (
         "attention_combine.comp",
         "s < splits; s++) {\n            vec2 of",

@@ -49,6 +49,13 @@ class Counting:
         self.ran += [(token + step) % 10 for step in steps]
         return [(token + step + 1) % 10 for step in steps]
 
+    def candidates(self, k: int) -> Any:
+        if not k:
+            return None
+        self.asked = k
+        following = (self.ran[-1] + 1) % 10
+        return np.array([following]), np.ones(1, np.float32)
+
     def last_logits(self) -> Any:
         self.downloads += 1
         logits = np.zeros(10, np.float32)
@@ -75,6 +82,12 @@ def test_the_host_chooses_with_the_prompt_among_the_repeated() -> None:
     new = tokens_of(Counting(), Sampler(SamplingParams(presence_penalty=2.0)), 9)
     assert new[:8] == [9, 0, 1, 2, 3, 4, 5, 6] and new[8] == 7
     assert tokens_of(Counting(), Sampler(SamplingParams(logit_bias={9: -np.inf})), 3) == [0, 1, 2]
+
+
+def test_the_device_finds_the_likeliest_where_they_decide() -> None:
+    session = Counting()
+    assert tokens_of(session, Sampler(SamplingParams(temperature=1.0, top_k=5)), 3) == [9, 0, 1]
+    assert session.downloads == 0 and session.asked == 5
 
 
 @settings(max_examples=500, deadline=None)

@@ -173,6 +173,40 @@ def test_greedy_leaves_the_device_only_where_something_touches_the_logits() -> N
         assert not SamplingParams(**touching).on_device, touching  # type: ignore[arg-type]
 
 
+@settings(deadline=None)
+@given(
+    logits=st.lists(st.floats(-30, 30, width=16), min_size=5, max_size=60),
+    top_k=st.integers(1, 5),
+    top_p=st.sampled_from([1.0, 0.9, 0.3]),
+    more=st.integers(0, 9),
+)
+def test_among_the_likeliest_the_draw_is_that_among_all(
+    logits: list[float], top_k: int, top_p: float, more: int
+) -> None:
+    """Whatever further ones are offered."""
+    params = SamplingParams(temperature=0.8, top_k=top_k, top_p=top_p, seed=5)
+    x, (a, b) = np.array(logits, np.float32), (Sampler(params), Sampler(params))
+    least = np.sort(x)[-min(top_k + more, len(x))]
+    ids = np.flatnonzero(x >= least)
+    assert [a.among(ids, x[ids]) for _ in range(20)] == [b(x) for _ in range(20)]
+
+
+def test_a_choice_depends_on_the_likeliest_alone_where_nothing_touches_them() -> None:
+    assert SamplingParams(temperature=0.1, top_k=7).candidates == 7
+    for all_count in ({"top_k": 0}, {"temperature": 0.0}, {"repeat_penalty": 1.1}, {"logit_bias": {3: -1.0}}):
+        params = SamplingParams(**{"temperature": 0.1, "top_k": 7, **all_count})  # type: ignore[arg-type]
+        assert params.candidates == 0, all_count
+
+
+def test_a_candidate_that_is_no_number_is_named() -> None:
+    with pytest.raises(DeviceError) as caught:
+        Sampler(SamplingParams(temperature=1.0)).among(np.array([3, 77]), np.array([0.0, np.nan], np.float32))
+    assert str(caught.value) == (
+        "logit of token 77 is nan, expected a finite number: the device's results are unusable; check the file's hash, "
+        "or choose another --device"
+    )
+
+
 def test_a_seed_repeats_and_draws_differ_within_it() -> None:
     def draw(seed: int) -> list[int]:
         sampler = Sampler(SamplingParams(temperature=1.0, seed=seed))
