@@ -20,10 +20,13 @@ CAPABILITIES = {
     68: "GroupNonUniformQuad",
 }
 
+# What a kernel may need besides, where it says that it needs the feature.
+OF_FEATURES = {"shaderIntegerDotProduct": {6018: "DotProductInput4x8BitPacked", 6019: "DotProduct"}}
+
 
 def differences(kernel: Kernel, found: Reflection) -> list[str]:
     """What the module declares otherwise than ``kernel``, a line each; none where they agree."""
-    return [*_bindings(kernel, found), *_constants(kernel, found), *_workgroup(found)]
+    return [*_bindings(kernel, found), *_constants(kernel, found), *_workgroup(found), *_capabilities(kernel, found)]
 
 
 def _bindings(kernel: Kernel, found: Reflection) -> Iterator[str]:
@@ -63,6 +66,12 @@ def _workgroup(found: Reflection) -> Iterator[str]:
             f"the workgroup is {found.local_size} by the constants {found.local_size_ids}, expected specialization "
             "constant 0 by 1 by 1"
         )
+
+
+def _capabilities(kernel: Kernel, found: Reflection) -> Iterator[str]:
+    known = CAPABILITIES.copy()
+    for feature in kernel.needs:
+        known |= OF_FEATURES[feature]
     for number in found.capabilities:
-        if number not in CAPABILITIES:
-            yield f"the module needs capability {number}, expected none beyond {_names(list(CAPABILITIES.values()))}"
+        if number not in known:
+            yield f"the module needs capability {number}, expected none beyond {_names(list(known.values()))}"

@@ -23,7 +23,7 @@ from model.mix import mix_types
 from model.norm import norm_held
 from model.prompt_attention import TILED_FROM
 from model.tensors import SUPPORTED_TYPES, file_tensors
-from model.tiling import ROLES, purpose, usual
+from model.tiling import ROLES, candidates, purpose, usual
 from model.weights import NARROW_SUBGROUP
 from vkbackend import health, peaks, staging
 from vkbackend.errors import InputError
@@ -96,13 +96,15 @@ def find_variants(
     paths: Iterable[Path] | None = None,
     everything: bool = False,
     *,
+    alternatives: bool = False,
     shape: Shape | None = None,
 ) -> list[Variant]:
     """The variants, by name; with ``patterns`` those whose name begins with one of them (wildcards * and ? allowed).
 
-    With ``everything`` also those of caches in other types, of latent caches larger than one binding, the products'
-    forms of narrow and of wide subgroups and the norms' of CPUs and GPUs whichever the device's are, and the backend's
-    own kernels.
+    With ``alternatives`` also a chunk's products by the other kernels that the device could be told to take. With
+    ``everything`` those, too, and those of caches in other types, of latent caches larger than one binding, the
+    products' forms of narrow and of wide subgroups and the norms' of CPUs and GPUs whichever the device's are, and the
+    backend's own kernels.
 
     Raises:
         InputError: a pattern matches none, or the mix is unknown.
@@ -111,6 +113,8 @@ def find_variants(
     shape = shape or Shape()
     among = list(paths or PATHS.values())
     variants = _variants(config, mix, info, among, shape)
+    if alternatives or everything:
+        variants = chain(variants, _alternatives(config, mix, info, among[0], shape))
     if everything:
         forms = _other_forms(info)
         others = chain(
@@ -170,11 +174,19 @@ def _two_layers(config: ModelConfig) -> ModelConfig:
     return replace(two, n_dense=min(two.n_dense, 1), n_layer=min(two.n_layer, 2))
 
 
-def _variants(config: ModelConfig, mix: str, info: DeviceInfo, paths: list[Path], shape: Shape) -> Iterator[Variant]:
+def _variants(
+    config: ModelConfig,
+    mix: str,
+    info: DeviceInfo,
+    paths: list[Path],
+    shape: Shape,
+    kinds: Sequence[GGMLQuantizationType] = SUPPORTED_TYPES,
+) -> Iterator[Variant]:
+    """Of the mix on every path, and on the first with weights of each of ``kinds``."""
     two = _two_layers(config)
     for path in paths:
         yield from _planned(two, mix_types(two, mix), path, info, shape, "mix")
-    for kind in SUPPORTED_TYPES if shape.every_type else ():
+    for kind in kinds if shape.every_type else ():
         block = GGML_QUANT_SIZES[kind][0]
         fitting = [re.escape(name) for name, size in file_tensors(two).items() if size[-1] % block == 0]
         rules = [(f"^({'|'.join(fitting)})$", kind)]
@@ -236,6 +248,18 @@ def _other_forms(info: DeviceInfo) -> Tuning:
             for role in ROLES
         }
     )
+
+
+def _alternatives(config: ModelConfig, mix: str, info: DeviceInfo, path: Path, shape: Shape) -> Iterator[Variant]:
+    """A chunk's products by each kernel that a device can take besides its usual one, and what these need launched."""
+    lanes = info.subgroup_size
+    for file in kernels.CHUNK_PRODUCTS:
+        kinds = [k for k in SUPPORTED_TYPES if file in candidates(k, 2, info) and usual(k, 2, lanes).kernel != file]
+        roles = ("", "routed")
+        told = Tuning({purpose(k, 2, role): usual(k, 2, lanes, role, file) for k in kinds for role in roles})
+        for variant in _variants(config, mix, info, [path], replace(shape, tuning=told), kinds) if kinds else ():
+            if variant.launch.kernel.file in (file, kernels.QUANTIZE_INPUTS.file):
+                yield variant
 
 
 def _other_norms(variants: Iterable[Variant], info: DeviceInfo) -> Iterator[Variant]:

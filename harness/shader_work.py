@@ -6,7 +6,7 @@ be held against the bytes that the same unit must be read from memory.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
@@ -30,13 +30,13 @@ class Work:
 
     Attributes:
         unit: its name, "weight" or "cache row and head".
-        per_lane: units that a lane makes in a pass, of the specialization constants and the subgroup's size.
+        per_lane: units that a lane makes in a pass, of its launch and the subgroup's size.
         inner_passes: passes of the inner loops, in order, in a pass of the hottest.
         bytes_read: bytes that a unit must be read from memory: what no cache can save.
     """
 
     unit: str
-    per_lane: Callable[[Mapping[str, int], int], float]
+    per_lane: Callable[[Launch, int], float]
     inner_passes: Callable[[Launch], tuple[float, ...]]
     bytes_read: Callable[[Launch], float]
 
@@ -100,16 +100,29 @@ def _none(launch: Launch) -> tuple[float, ...]:
     return ()
 
 
+def _rows(launch: Launch, lanes: int) -> float:
+    """A unit of each row."""
+    return UNIT * launch.spec["ROWS"]
+
+
+def _rows_by_tokens(launch: Launch, lanes: int) -> float:
+    return _rows(launch, lanes) * launch.spec["TOKENS"]
+
+
+def _step_by_tokens(launch: Launch, lanes: int) -> float:
+    """shaders/matmul_dot.comp: of formats in blocks of 256, two units at once."""
+    return _rows_by_tokens(launch, lanes) * (2 if GGML_QUANT_SIZES[weight_kind(launch.kernel)][0] > UNIT else 1)
+
+
 WORK = {
-    "matvec.comp": Work("weight", lambda spec, lanes: UNIT * spec["ROWS"], _none, _weight_bytes),
-    "matvec_rows.comp": Work("weight", lambda spec, lanes: UNIT * spec["ROWS"], _none, _weight_bytes),
-    "matmul.comp": Work(
-        "weight and token", lambda spec, lanes: UNIT * spec["ROWS"] * spec["TOKENS"], _none, _weight_bytes_a_token
-    ),
-    "embed.comp": Work("weight", lambda spec, lanes: UNIT, _none, _weight_bytes),
+    "matvec.comp": Work("weight", _rows, _none, _weight_bytes),
+    "matvec_rows.comp": Work("weight", _rows, _none, _weight_bytes),
+    "matmul.comp": Work("weight and token", _rows_by_tokens, _none, _weight_bytes_a_token),
+    "matmul_dot.comp": Work("weight and token", _step_by_tokens, _none, _weight_bytes_a_token),
+    "embed.comp": Work("weight", lambda launch, lanes: UNIT, _none, _weight_bytes),
     "attention_latent.comp": Work(
         "cache row and head",
-        lambda spec, lanes: spec["TILE"] * spec["HEADS"] / lanes,
+        lambda launch, lanes: launch.spec["TILE"] * launch.spec["HEADS"] / lanes,
         _attention_passes,
         _row_bytes_a_head,
     ),
@@ -131,7 +144,7 @@ def unit_cost(launch: Launch, assembly: str, subgroup: int, chip: Chip | None) -
         return loop.total(passes)
 
     counts = max((one_pass(loop) for loop in loops), key=lambda c: c.valu)
-    made = work.per_lane(launch.spec, subgroup) * (2 if "GATED" in launch.kernel.macros else 1)
+    made = work.per_lane(launch, subgroup) * (2 if "GATED" in launch.kernel.macros else 1)
     bytes_read = work.bytes_read(launch)
     cost = UnitCost(work.unit, counts.valu / made, counts.loaded_bytes / made, bytes_read)
     if chip is None:

@@ -106,7 +106,7 @@ def _variants(args: argparse.Namespace, compiler: OfflineCompiler, chip: Chip | 
 
     info = replace(compiler.info, subgroup_size=args.subgroup)
     rows = []
-    for variant in find_variants(get_preset(args.preset), args.mix, info, args.kernels):
+    for variant in find_variants(get_preset(args.preset), args.mix, info, args.kernels, alternatives=True):
         row, assembly = compile_row(variant, compiler, chip, args.subgroup)
         rows.append(row)
         if args.disasm and not options.json_to_stdout(args):

@@ -11,6 +11,10 @@ from numpy.typing import NDArray
 
 Q = GGMLQuantizationType
 
+# Types whose weights are signed integers of at most 8 bits by scales, with minima or without: what integer dot products
+# take (PACKED_QUANTS of shaders/include/unit.glsl).
+SMALL_INTEGERS = (Q.Q4_0, Q.Q4_1, Q.Q5_0, Q.Q5_1, Q.Q8_0, Q.Q2_K, Q.Q3_K, Q.Q4_K, Q.Q5_K, Q.Q6_K)
+
 PLAIN = {Q.F32: 4, Q.F16: 2, Q.BF16: 2}  # bytes an element
 
 # The bytes of a block's scale, first or last in it, where the rest, its payload, is whole words and the block is not.

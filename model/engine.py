@@ -21,6 +21,7 @@ from model.forward import Forward
 from model.gguf_file import GGUFFile
 from model.layout import CacheLayout, Path, active_weight_bytes, get_path, require_whole_words
 from model.prompt_attention import PromptShape
+from model.quantized_inputs import quantizes
 from model.scratch import AHEAD, SLACK_BYTES, Scratch, scratch_bytes
 from model.tensors import expected_tensors, require_supported
 from model.tokenizer import Tokenizer
@@ -132,7 +133,7 @@ def session_scratch(
     shards = len(latent_ranges(config, path, positions, buffer_limit(device)))
     tiled = PromptShape.choose(device, config, path, positions, chunk)
     words = {} if tiled is None else tiled.scratch_elements(config, path, chunk)
-    return scratch_bytes(config, path, positions, chunk, splits, shards, words)
+    return scratch_bytes(config, path, positions, chunk, splits, shards, words, quantizes(device.tuning))
 
 
 class Session:

@@ -52,7 +52,7 @@ class Forward:
         for i in range(len(self._blocks)):
             self._layer(self.decode, i, 1)
         self._head_last(self.decode)
-        self.chunk = Program(device, "chunk")
+        self.chunk = Program(device, "chunk", scratch.workspace)
         self._embed(self.chunk, chunk)
         for i in range(len(self._blocks)):
             self._layer(self.chunk, i, chunk)
@@ -131,7 +131,7 @@ class Forward:
         if self._head_all is None:
             c = self._config
             out = Buffer(self._device, 4 * self._chunk * c.n_vocab, "logits_all", host=True)
-            program = Program(self._device, "head_all")
+            program = Program(self._device, "head_all", self._scratch.workspace)
             hidden = self._norm(program, self._chunk, last_token=False)
             logits = View(out, token=c.n_vocab)
             linear(program, self._weights.output(), hidden, logits, tokens=self._chunk, params=self._scratch["params"])

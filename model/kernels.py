@@ -56,6 +56,10 @@ MATMUL_ROUTED = Kernel(
     LINEAR_PUSH,
     {"ROUTED": "1"},
 )
+# The same by integer dot products, of inputs as QUANTIZE_INPUTS leaves them.
+_DOT = ("shaderIntegerDotProduct",)
+MATMUL_DOT = replace(MATMUL, file="matmul_dot.comp", needs=_DOT)
+MATMUL_DOT_ROUTED = replace(MATMUL_ROUTED, file="matmul_dot.comp", needs=_DOT)
 
 
 @dataclass(frozen=True)
@@ -84,8 +88,16 @@ TOKEN_PRODUCTS = {
         TokenProducts(MATVEC_ROWS, MATVEC_ROWS_CACHE, MATVEC_ROWS_CHOSEN, MATVEC_ROWS_SUMMED),
     )
 }
-CHUNK_PRODUCTS = {products.plain.file: products for products in (ChunkProducts(MATMUL, MATMUL_ROUTED),)}
+CHUNK_PRODUCTS = {
+    products.plain.file: products
+    for products in (ChunkProducts(MATMUL, MATMUL_ROUTED), ChunkProducts(MATMUL_DOT, MATMUL_DOT_ROUTED))
+}
 
+QUANTIZE_INPUTS = Kernel(
+    "quantize_inputs.comp",
+    (("x", "r"), ("quantized", "w"), _PARAMS),
+    push=("columns", "vectors", "x_offset", "x_batch", "x_token"),
+)
 EMBED = Kernel(
     "embed.comp",
     (("weights", "r"), ("x", "w"), _PARAMS),
@@ -221,7 +233,7 @@ def for_device(kernel: Kernel, kind: str) -> Kernel:
 
 def with_texels(kernel: Kernel, binding: str) -> Kernel:
     """The kernel that reads ``binding`` as texels, where it has such a form."""
-    return replace(kernel.variant(TEXELS="1"), texels=(binding,))
+    return replace(kernel.variant(TEXELS="1"), texels=(*kernel.texels, binding))
 
 
 def for_cache(kernel: Kernel, cache_type: str) -> Kernel:
@@ -239,7 +251,8 @@ def for_format(kernel: Kernel, kind: GGMLQuantizationType, interleaved: bool = F
     """The kernel compiled for one weight format (``shaders/include/format_*.glsl``), with the blocks of a row one after
     the other or ``interleaved`` with those of its neighbours (``shaders/include/weights.glsl``)."""
     made = kernel.variant(**{f"FORMAT_{kind.name.upper()}": "1"})
-    return replace(made.variant(INTERLEAVED="1"), texels=("weights", "up")) if interleaved else made
+    texels = (*kernel.texels, "weights", "up")
+    return replace(made.variant(INTERLEAVED="1"), texels=texels) if interleaved else made
 
 
 def weight_kind(kernel: Kernel) -> GGMLQuantizationType:

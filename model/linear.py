@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 from model import kernels
 from model.layout import UNIT
+from model.quantized_inputs import quantized
 from model.tiling import Tiling
-from model.weights import Shard, Weight
+from model.weights import Shard, Weight, reads_texels
 from vkbackend.buffer import Buffer
 from vkbackend.kernel import Kernel
 from vkbackend.program import Program
@@ -74,6 +75,7 @@ def linear(
         kernel = tiling.of_token.cache if cache_extent else tiling.of_token.plain
     if cache_extent:
         kernel = kernel.variant(**{f"{cache_extent}_FROM_CACHE": "1"})
+    x = _as_read(program, tiling, weight, x, weight.matrices, tokens, params)
     for shard in weight.shards:
         push = _push(weight, shard, x, y, accumulate)
         buffers = {"weights": shard.buffer, "x": x.buffer, "y": y.buffer}
@@ -104,6 +106,7 @@ def routed_linear(
     tiling = tiling or Tiling.choose(program.device, weight.kind, tokens, "chosen" if tokens == 1 else "routed")
     shared = x.batch == 0
     spec = {} if tokens == 1 else {"CAPACITY": tokens, "X_DIVISOR": used if shared else 1}
+    x = _as_read(program, tiling, weight, x, used, tokens, params)
     for shard in weight.shards:
         push = _push(weight, shard, x, y, accumulate=False)
         buffers = {"weights": shard.buffer, "x": x.buffer, "y": y.buffer}
@@ -126,6 +129,16 @@ def can_gate(gate: Weight, up: Weight) -> bool:
     """Whether one launch can make both products and take a norm in: the same format, shape and split over buffers."""
     parts = [(w.kind, w.matrices, w.rows, w.columns, [(s.first, s.end) for s in w.shards]) for w in (gate, up)]
     return parts[0] == parts[1] and can_fold(gate)
+
+
+def _as_read(
+    program: Program, tiling: Tiling, weight: Weight, x: View, batch: int, tokens: int, params: Buffer
+) -> View:
+    """A product's inputs, of ``batch`` vectors a token where they are not shared, as its kernel reads them."""
+    if tiling.kernel != kernels.MATMUL_DOT.file:
+        return x
+    label = f"{weight.name} inputs"
+    return quantized(program, x, weight.columns, batch if x.batch else 1, tokens, params, label)
 
 
 def _folded(kernel: Kernel, norm: Norm | None, buffers: dict[str, Buffer], push: dict[str, int | float]) -> Kernel:
@@ -246,6 +259,8 @@ def _launch(
         grid = (_ceil(tiles, layers), batch, layers)
         push["tiles_x"] = grid[0]
     made = kernels.for_format(kernel, weight.kind, weight.interleaved)
+    if tiling.kernel in kernels.CHUNK_PRODUCTS and reads_texels(program.device.info):
+        made = kernels.with_texels(made, "x")
     program.launch(
         made, buffers, grid, spec=tiling.spec | dict(spec or {}), push=push, label=label or weight.name, deep=deep
     )

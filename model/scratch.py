@@ -7,7 +7,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from model.config import ModelConfig
-from model.layout import CacheLayout, Path
+from model.layout import CacheLayout, Path, whole_units
+from model.quantized_inputs import quantized_words
 from model.rope import frequencies, magnitude
 from vkbackend.buffer import Buffer
 from vkbackend.device import Device
@@ -21,6 +22,8 @@ ARGMAX_GROUPS = 64
 AHEAD = 8  # tokens that the device decodes at most before the host reads them
 TOP_GROUPS = 512  # shares of the logits whose best bound the k likeliest from below
 TOP_LIST = 2048  # candidates that reach the bound; where more do, the host chooses among all
+# What products read.
+_INPUTS = ("normed", "q_a_normed", "q", "heads", "gate", "shared_hidden", "hidden", "expanded", "latent_out")
 # What the host writes or reads around a token; all else is touched by kernels alone.
 _USES = dict.fromkeys(("params", "tile"), Use.PARAMETERS) | dict.fromkeys(("tokens", "top", "logits"), Use.RESULTS)
 
@@ -50,8 +53,10 @@ def scratch_bytes(
     splits: int,
     shards: int,
     tiled: Mapping[str, int] | None = None,
+    quantized: bool = False,
 ) -> dict[str, int]:
-    """Bytes of every activation buffer by name, from arithmetic alone; ``tiled`` are words that a chunk's tiles take.
+    """Bytes of every activation buffer by name, from arithmetic alone; ``tiled`` are words that a chunk's tiles take,
+    ``quantized`` says whether products read their inputs in 8 bits.
 
     ``[T]`` below is the chunk's capacity in tokens, H heads, S the sums that a head's attention is made of:
     for a single token ``splits`` for each of the latent cache's ``shards``, for a chunk one where there are several.
@@ -103,6 +108,9 @@ def scratch_bytes(
             "parts": sums * c.n_head * c.kv_lora,  # [T, H, S, kv_lora]
             "stats": 2 * sums * c.n_head,
         }
+    if quantized:
+        inputs = max(elements.get(name, 0) for name in _INPUTS)
+        elements["workspace"] = quantized_words(whole_units(inputs))
     return {name: 4 * n + SLACK_BYTES for name, n in (elements | dict(tiled or {})).items() if n}
 
 
@@ -122,6 +130,11 @@ class Scratch:
 
     def __getitem__(self, name: str) -> Buffer:
         return self.buffers[name]
+
+    @property
+    def workspace(self) -> Buffer | None:
+        """Where a program's launches leave what only launches behind them read, if any do."""
+        return self.buffers.get("workspace")
 
     @property
     def nbytes(self) -> int:

@@ -36,7 +36,7 @@ class TiledPrompt:
         if self._between:
             return
         scratch, chunk = self._scratch, self._chunk
-        program = Program(self._device, "prompt")
+        program = Program(self._device, "prompt", scratch.workspace)
         self._embed(program, chunk)
         for index, (attention, feed_forward) in enumerate(self._blocks):
             attention.emit_before(program, scratch, chunk)
@@ -44,7 +44,7 @@ class TiledPrompt:
             tile = Program(self._device, f"tile of layer {index}")
             PromptAttention(attention, self._shape).emit_tile(tile, scratch, chunk)
             self._tiles.append(tile)
-            program = Program(self._device, "prompt")
+            program = Program(self._device, "prompt", scratch.workspace)
             attention.emit_after(program, scratch, chunk)
             feed_forward.emit(program, scratch, chunk)
         self._between.append(program)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from gguf import GGMLQuantizationType
 
 from model import kernels
-from model.block_formats import IN_PIECES
+from model.block_formats import IN_PIECES, SMALL_INTEGERS
 from model.weights import NARROW_SUBGROUP
 from vkbackend.device import Device
 from vkbackend.physical import DeviceInfo
@@ -24,6 +24,8 @@ LANE_ROWS, LANE_ROWS_IN_PIECES = 1, 8
 # compile; 4 x 4 takes 0.86 of its time for Q4_K as texels. RADV on phoenix predicts 22% less time a result for 2 x 8
 # than for 2 x 4, no spills.
 MATMUL_NARROW, MATMUL_NARROW_IN_PIECES, MATMUL_WIDE = (2, 4), (4, 4), (2, 8)
+# matmul_dot.comp, where a tuning has it: on phoenix 2 x 16 starts 0.89 of the instructions of 2 x 8 for Q4_K.
+DOT_NARROW, DOT_WIDE = (2, 8), (2, 16)
 MOST_RESULTS = 64  # sums that a lane of a tuned tiling keeps; lavapipe compiles 256 for more than two minutes
 
 
@@ -78,7 +80,14 @@ def purpose(kind: GGMLQuantizationType, tokens: int, role: str) -> str:
 
 def candidates(kind: GGMLQuantizationType, tokens: int, info: DeviceInfo, role: str = "") -> list[str]:
     """The files of the kernels that can make such products on a device."""
-    return list(kernels.TOKEN_PRODUCTS if tokens == 1 else kernels.CHUNK_PRODUCTS)
+    if tokens == 1:
+        return list(kernels.TOKEN_PRODUCTS)
+    packed = kind in SMALL_INTEGERS
+    return [
+        file
+        for file, products in kernels.CHUNK_PRODUCTS.items()
+        if set(products.plain.needs) <= set(info.features) and (packed or file != kernels.MATMUL_DOT.file)
+    ]
 
 
 def unfit(entry: Entry, kind: GGMLQuantizationType, tokens: int, info: DeviceInfo, role: str = "") -> str:
@@ -106,6 +115,7 @@ def usual(kind: GGMLQuantizationType, tokens: int, lanes: int, role: str = "", k
         kernels.MATVEC.file: {"ROWS": MATVEC_ROWS // matrices},
         kernels.MATVEC_ROWS.file: {"ROWS": max(1, (LANE_ROWS_IN_PIECES if in_pieces else LANE_ROWS) // matrices)},
         kernels.MATMUL.file: {"ROWS": rows, "TOKENS": each},
+        kernels.MATMUL_DOT.file: dict(zip(("ROWS", "TOKENS"), DOT_NARROW if narrow else DOT_WIDE, strict=True)),
     }
     if not kernel:
         kernel = (kernels.MATMUL if tokens > 1 else kernels.MATVEC_ROWS if narrow else kernels.MATVEC).file

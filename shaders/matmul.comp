@@ -1,8 +1,7 @@
 #version 450
 // Matrix-matrix product of dequantised rows with a chunk of tokens: y[t] = W x[t]. One subgroup makes a tile of
 // ROWS * subgroup-size rows by TOKENS tokens: a lane dequantises a unit of its own rows once for all tokens; the tokens'
-// 32 inputs are loaded once by the subgroup, a vec4 a lane, and broadcast.
-// ROUTED: batch entry e is an expert; its tile's tokens come from the list that group_by_expert made.
+// 32 inputs are loaded once by the subgroup, a vec4 a lane, and broadcast. TEXELS: as texels, which CPU drivers load whole.
 #extension GL_GOOGLE_include_directive : require
 #extension GL_KHR_shader_subgroup_basic : require
 #extension GL_EXT_control_flow_attributes : require
@@ -12,19 +11,19 @@ layout(local_size_x_id = 0) in;
 layout(constant_id = 1) const uint ROWS = 2;
 layout(constant_id = 2) const uint TOKENS = 8;
 
+#ifdef TEXELS
+layout(binding = 1) uniform usamplerBuffer x;
+vec4 inputs(uint i) { return uintBitsToFloat(texelFetch(x, int(i))); }
+#else
 layout(binding = 1) readonly buffer Input { vec4 x[]; };
+vec4 inputs(uint i) { return x[i]; }
+#endif
 layout(binding = 2) buffer Output { float y[]; };
 #define PARAMS_BINDING 3
 #include "params.glsl"
-#ifdef ROUTED
-layout(binding = 4) readonly buffer Counts { uint pair_count[]; };
-layout(binding = 5) readonly buffer Pairs { uint pair_of[]; }; // [expert][capacity]: token * experts_used + slot
-layout(constant_id = 3) const uint CAPACITY = 1;               // tokens of a chunk, the longest list
-layout(constant_id = 4) const uint X_DIVISOR = 1;              // pairs that share one input vector
-#endif
-
 #include "linear_push.glsl"
 #include "linear_extent.glsl"
+#include "chunk_vectors.glsl"
 
 #include "weights.glsl"
 #include "unit.glsl"
@@ -40,13 +39,7 @@ layout(constant_id = 4) const uint X_DIVISOR = 1;              // pairs that sha
 }
 
 void main() {
-    uint matrix = gl_WorkGroupID.z;
-    uint first_token = gl_WorkGroupID.y * TOKENS;
-#ifdef ROUTED
-    uint count = pair_count[matrix];
-#else
-    uint count = n_tokens;
-#endif
+    uint matrix = gl_WorkGroupID.z, first_token = gl_WorkGroupID.y * TOKENS, count = vectors_of(matrix);
     uint first = gl_WorkGroupID.x * ROWS * gl_SubgroupSize;
     if (first >= live_rows() || first_token >= count || matrix < matrix_first || matrix >= matrix_end) return;
     uint lane = gl_SubgroupInvocationID;
@@ -56,18 +49,8 @@ void main() {
     [[unroll]] for (uint r = 0u; r < ROWS; r++)
         row_block[r] = block_at((matrix - matrix_first) * rows + min(first + r * gl_SubgroupSize + lane, last),
                                 units / UNITS_A_BLOCK);
-    uint x_base[TOKENS], y_base[TOKENS];
-    [[unroll]] for (uint t = 0u; t < TOKENS; t++) {
-        uint token = min(first_token + t, count - 1u);
-#ifdef ROUTED
-        uint pair = pair_of[matrix * CAPACITY + token];
-        x_base[t] = (x_offset + pair / X_DIVISOR * x_token) >> 2;
-        y_base[t] = y_offset + pair * y_token;
-#else
-        x_base[t] = (x_offset + matrix * x_batch + token * x_token) >> 2;
-        y_base[t] = y_offset + matrix * y_batch + token * y_token;
-#endif
-    }
+    uint x_base[TOKENS];
+    [[unroll]] for (uint t = 0u; t < TOKENS; t++) x_base[t] = input_of(matrix, min(first_token + t, count - 1u)) >> 2;
 
     float acc[ROWS * TOKENS];
     [[unroll]] for (uint i = 0u; i < ROWS * TOKENS; i++) acc[i] = 0.0;
@@ -87,18 +70,17 @@ void main() {
             }
             uint column = (part < 4u ? column_a(u) : column_b(u)) / 4u + (part & 3u);
             [[unroll]] for (uint t = 0u; t < TOKENS; t++) {
-                vec4 mine = x[x_base[t] + column];
+                vec4 mine = inputs(x_base[t] + column);
                 STEP(0) STEP(1) STEP(2) STEP(3) STEP(4) STEP(5) STEP(6) STEP(7)
             }
         }
     }
-    [[unroll]] for (uint r = 0u; r < ROWS; r++) {
-        uint row = first + r * gl_SubgroupSize + lane;
-        [[unroll]] for (uint t = 0u; t < TOKENS; t++) {
-            if (row <= last && first_token + t < count) {
-                uint at = y_base[t] + row;
-                y[at] = accumulate != 0u ? y[at] + acc[r * TOKENS + t] : acc[r * TOKENS + t];
-            }
+    [[unroll]] for (uint t = 0u; t < TOKENS; t++) {
+        if (first_token + t >= count) break;
+        uint y_base = output_of(matrix, first_token + t);
+        [[unroll]] for (uint r = 0u; r < ROWS; r++) {
+            uint row = first + r * gl_SubgroupSize + lane, at = y_base + row;
+            if (row <= last) y[at] = accumulate != 0u ? y[at] + acc[r * TOKENS + t] : acc[r * TOKENS + t];
         }
     }
 }

@@ -28,6 +28,7 @@ class Kernel:
         spec: names of the specialization constants 1, 2, ... (u32).
         push: names of the push constants in order (u32, or f32 when the value is a float).
         texels: names of the bindings that the shader reads as a buffer of texels (``usamplerBuffer``, 16 bytes each).
+        needs: names of the features, of ``vkbackend.physical.FEATURES``, that a device must have for it.
         macros: preprocessor definitions, what a format or a fused variant is chosen by.
         module: SPIR-V to run in place of what the file compiles to now, such as what it did before.
     """
@@ -38,6 +39,7 @@ class Kernel:
     push: tuple[str, ...] = ()
     macros: Mapping[str, str] = field(default_factory=dict)
     texels: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
     module: bytes = field(default=b"", repr=False)
 
     def __post_init__(self) -> None:

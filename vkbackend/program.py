@@ -84,11 +84,13 @@ class _Recorded:
 
 
 class Program:
-    """Launches in order; recorded at the first ``run`` and replayed after it."""
+    """Launches in order; recorded at the first ``run`` and replayed after it. In ``workspace``, where it has one, they
+    may leave what only launches behind them read."""
 
-    def __init__(self, device: Device, name: str) -> None:
+    def __init__(self, device: Device, name: str, workspace: Buffer | None = None) -> None:
         self.device = device
         self.name = name
+        self.workspace = workspace
         self.launches: list[Launch] = []
         self._recorded: _Recorded | None = None
 

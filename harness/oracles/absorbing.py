@@ -11,8 +11,9 @@ from gguf import GGMLQuantizationType as Q
 from harness.oracles.activations import floats
 from harness.oracles.caches import GLM, added_rows, rope_error, rotated, with_rope
 from harness.oracles.case import CANARY, Case, Draft, Expected, Target
+from harness.oracles.inputs import largest_error
 from harness.oracles.latent_rows import Stored
-from harness.oracles.linear import largest_error, random_tensor, tiling_of, uploaded
+from harness.oracles.linear import random_tensor, tiling_of, uploaded
 from model.kernels import weight_kind
 from model.linear import View, absorbing_linear
 from model.scratch import rope_tables

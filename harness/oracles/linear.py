@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from gguf import GGML_QUANT_SIZES
@@ -12,6 +13,7 @@ from gguf.quants import dequantize
 from numpy.typing import NDArray
 
 from harness.oracles.case import CANARY, Case, Draft, Expected, Target, U
+from harness.oracles.inputs import Floats, inputs_of, largest_error
 from model.block_formats import PLAIN, codebook
 from model.kernels import weight_kind
 from model.linear import Norm, View, linear, routed_linear
@@ -23,6 +25,7 @@ from vkbackend.physical import DeviceInfo
 from vkbackend.tuning import Entry
 
 Doubles = NDArray[np.float64]
+FLOATS = Floats()
 
 
 def tiling_of(target: Target) -> Tiling:
@@ -38,19 +41,6 @@ def random_tensor(
     data = random_blocks(kind, int(np.prod(shape)) // block, rng, scale).reshape(-1)
     rows = data.reshape(-1, shape[-1] // block * block_bytes)
     return data, np.asarray(dequantize(rows, kind)).reshape(shape).astype(np.float32)
-
-
-def largest_error(weight: NDArray[np.floating], x: NDArray[np.floating]) -> Doubles:
-    """What rounding may do to a product of ``weight`` [..., rows, K] and ``x`` [..., K] in f32. -> [...].
-
-    Quants and minima are multiplied and summed apart in some forms. Formats without a minimum have |d q| = |w|; of the
-    others random_blocks puts m in the middle of 0 to d q, so that |d q| + |m| is at most 3 times the largest weight. A
-    sum of K terms by fours rounds at most K / 4 + 3 times; decoding and joining the two sums take at most 5 more.
-    """
-    roundings = weight.shape[-1] / 4 + 8
-    peak = 3 * np.abs(weight).max()
-    error: Doubles = U * roundings * peak * np.abs(x).sum(axis=-1, dtype=np.float64)
-    return error
 
 
 @dataclass(frozen=True)
@@ -107,6 +97,7 @@ def product_case(
     accumulate: bool = False,
     normed: bool = False,
     limit: int = 0,
+    inputs: Floats = FLOATS,
 ) -> Case:
     """y[token][matrix] (+)= W[matrix] x[token][matrix] for ``shape`` [matrices,] rows, columns.
 
@@ -122,9 +113,12 @@ def product_case(
     x_batch, y_batch = columns + 12, rows + 3
     x_token, y_token = matrices * x_batch + 4, matrices * y_batch + 5
     x = (7 if normed else 1) * rng.standard_normal((capacity, x_token)).astype(np.float32)
+    taken = np.arange(matrices)[:, None] * x_batch + np.arange(columns)
+    x[:, taken] = inputs.drawn(rng, x[:, taken])
     before = rng.standard_normal(2 + capacity * y_token + 40).astype(np.float32)
     y = draft.upload(before, "y")
     norm = Normed.draw(draft, rng, columns) if normed else None
+    kept = inputs.workspace(draft, capacity * matrices * columns)
     linear(
         draft.program,
         weight,
@@ -139,7 +133,7 @@ def product_case(
     expected, tolerance = before.astype(np.float64), np.zeros(before.size)
     for token in range(n_tokens):
         for m in range(matrices):
-            vector = x[token, m * x_batch : m * x_batch + columns].astype(np.float64)
+            vector = inputs.seen(x[token, m * x_batch : m * x_batch + columns].astype(np.float64))
             at = slice(2 + token * y_token + m * y_batch, 2 + token * y_token + m * y_batch + rows)
             if norm:
                 vector = norm.of(vector)
@@ -147,13 +141,13 @@ def product_case(
             result = values[m] @ vector
             expected[at] = expected[at] + result if accumulate else result
             # What is added to is exact; the sum rounds once more.
-            tolerance[at] += largest_error(values[m], vector) + (U * np.abs(expected[at]) if accumulate else 0)
+            tolerance[at] += inputs.error(values[m], vector) + (U * np.abs(expected[at]) if accumulate else 0)
 
     def locate(index: int) -> str:
         token, rest = divmod(index - 2, y_token)
         return f"token {token}, matrix {rest // y_batch}, row {rest % y_batch}"
 
-    return draft.case({y: Expected(expected, tolerance=tolerance, locate=locate)})
+    return draft.case({y: Expected(expected, tolerance=tolerance, locate=locate)} | kept)
 
 
 ROUTINGS = {
@@ -175,15 +169,16 @@ def routed_case(
     shared_input: bool,
     routing: str = "random",
     limit: int = 0,
+    inputs: Floats = FLOATS,
 ) -> Case:
     """y[token][slot] = W[expert of (token, slot)] x for ``shape`` experts, rows, columns.
 
     Inputs belong to a token (gate, up) or to a chosen expert (down); outputs past the tokens must stay as they were.
     """
     experts, rows, columns = shape
-    inputs = "a token" if shared_input else "a slot"
+    each = "a token" if shared_input else "a slot"
     what = f"{experts} x {rows} x {columns}, {n_tokens} of {capacity} tokens, {used} experts used, {routing}"
-    draft = Draft(info, f"{what}, an input {inputs}" + (f", buffers of {limit} bytes" if limit else ""))
+    draft = Draft(info, f"{what}, an input {each}" + (f", buffers of {limit} bytes" if limit else ""))
     weight, values = _upload(draft, rng, kind, shape, limit)
     chosen = ROUTINGS[routing](rng, capacity, used, experts)
     counts = np.zeros(experts, np.uint32)
@@ -191,8 +186,10 @@ def routed_case(
     for pair, expert in enumerate(chosen[:n_tokens].reshape(-1)):
         pairs[expert, counts[expert]] = pair
         counts[expert] += 1
-    x = rng.standard_normal((capacity, 1 if shared_input else used, columns)).astype(np.float32)
+    vectors = 1 if shared_input else used
+    x = inputs.drawn(rng, rng.standard_normal((capacity, vectors, columns)).astype(np.float32))
     y = draft.canary(capacity, used, rows)
+    kept = inputs.workspace(draft, x.size)
     routed_linear(
         draft.program,
         weight,
@@ -212,9 +209,10 @@ def routed_case(
     for token in range(n_tokens):
         for slot in range(used):
             matrix, vector = values[chosen[token, slot]], x[token, 0 if shared_input else slot].astype(np.float64)
+            vector = inputs.seen(vector)
             expected[token, slot] = matrix @ vector
-            tolerance[token, slot] = largest_error(matrix, vector)
-    return draft.case({y: Expected(expected, tolerance=tolerance, axes=("token", "slot", "row"))})
+            tolerance[token, slot] = inputs.error(matrix, vector)
+    return draft.case({y: Expected(expected, tolerance=tolerance, axes=("token", "slot", "row"))} | kept)
 
 
 def keys_case(
@@ -304,26 +302,26 @@ def cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
 
 def _product_cases(target: Target, rng: np.random.Generator, kind: Q, tiling: Tiling) -> Iterator[Case]:
     """One row; one more than a workgroup's; odd numbers over several; heads, padding, splits, chunks not full."""
-    info, block = target.info, max(32, GGML_QUANT_SIZES[kind][0])
+    block = max(32, GGML_QUANT_SIZES[kind][0])
     chunk = 1 if tiling.tokens == 1 else tiling.tokens + 3
     normed = target.has("NORMED")
+    case = partial(
+        product_case, target.info, rng, kind, tiling=tiling, capacity=chunk, normed=normed, inputs=inputs_of(target)
+    )
     drawn = int(rng.integers(2, 3 * tiling.rows + 9)), block * int(rng.integers(1, 1280 // block + 1))
     for rows, columns in ((1, block), (tiling.rows + 1, 512), (2 * tiling.rows + 3, 1280), drawn):
-        yield product_case(info, rng, kind, (target.fitting_rows(rows), columns), tiling, capacity=chunk, normed=normed)
-    rows = target.fitting_rows(21)
-    yield product_case(info, rng, kind, (5, rows, 256), tiling, capacity=chunk, normed=normed, accumulate=True)
+        yield case((target.fitting_rows(rows), columns))
+    yield case((5, target.fitting_rows(21), 256), accumulate=True)
     rows, row = target.fitting_rows(67), GGML_QUANT_SIZES[kind][1] * 256 // GGML_QUANT_SIZES[kind][0]
-    yield product_case(info, rng, kind, (rows, 256), tiling, capacity=chunk, normed=normed, limit=rows * row // 3)
+    yield case((rows, 256), limit=rows * row // 3)
     rows = target.fitting_rows(5)
-    yield product_case(
-        info, rng, kind, (19, rows, 256), tiling, capacity=chunk, normed=normed, limit=rows * 19 * row // 2 + 1
-    )
+    yield case((19, rows, 256), limit=rows * 19 * row // 2 + 1)
     for columns in (4, 24, 100) if kind in PLAIN and not normed else ():
-        yield product_case(info, rng, kind, (6, 13, columns), tiling, capacity=chunk)
+        yield case((6, 13, columns))
     if chunk > 1:
         rows = target.fitting_rows(33)
         for n_tokens in (1, tiling.tokens, tiling.tokens + 1):
-            yield product_case(info, rng, kind, (rows, 256), tiling, capacity=chunk, n_tokens=n_tokens)
+            yield case((rows, 256), n_tokens=n_tokens)
 
 
 def _routed_cases(target: Target, rng: np.random.Generator, kind: Q, tiling: Tiling) -> Iterator[Case]:
@@ -349,6 +347,7 @@ def _routed_cases(target: Target, rng: np.random.Generator, kind: Q, tiling: Til
                 shared_input=shared,
                 routing=routing,
                 limit=limit,
+                inputs=inputs_of(target),
             )
     if single:
         return
@@ -365,4 +364,5 @@ def _routed_cases(target: Target, rng: np.random.Generator, kind: Q, tiling: Til
             used=used,
             shared_input=divisor > 1,
             routing=routing,
+            inputs=inputs_of(target),
         )

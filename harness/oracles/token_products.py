@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from harness.oracles import absorbing, linear
 from harness.oracles.case import CANARY, Case, Draft, Expected, Target, U
-from harness.oracles.linear import ROUTINGS, Normed, largest_error, norm_error, random_tensor, tiling_of, uploaded
+from harness.oracles.inputs import largest_error
+from harness.oracles.linear import ROUTINGS, Normed, norm_error, random_tensor, tiling_of, uploaded
 from model.kernels import weight_kind
 from model.linear import View, gated_linear, summed_linear
 from model.reference import ops

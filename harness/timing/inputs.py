@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from harness.timing.job import BenchJob
 from harness.timing.work import experts_of, routing, slots_of
-from model.kernels import cache_kind, weight_kind
+from model.kernels import CHUNK_PRODUCTS, cache_kind, weight_kind
 from model.layout import UNIT
 from model.random_blocks import random_blocks
 from model.weights import stack_upload
@@ -204,8 +204,8 @@ _SPECIAL: dict[tuple[str, str], Callable[[Inputs, str], Array]] = {
     ("", "tile"): _tile,
     ("", "keys"): _cached,
     ("group_by_expert.comp", "chosen"): _chosen,
-    ("matmul.comp", "counts"): _counts,
-    ("matmul.comp", "pairs"): _pairs,
+    **{(file, "counts"): _counts for file in CHUNK_PRODUCTS},
+    **{(file, "pairs"): _pairs for file in CHUNK_PRODUCTS},
     ("attention_combine.comp", "stats"): _maxima_and_sums,
     ("silu_mul.comp", "gate"): _gate,
     ("silu_mul.comp", "up"): _three,

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from harness.shader_work import WORK
 from harness.timing.job import BenchJob
-from model.kernels import MATVEC, cache_kind, weight_kind
+from model.kernels import MATMUL_DOT, MATVEC, cache_kind, weight_kind
 from model.layout import UNIT, latent_row_bytes
+from model.quantized_inputs import BLOCK_WORDS
 
 F32 = 4  # bytes
 ELEMENT = "element"
@@ -106,7 +107,8 @@ def _product(job: BenchJob) -> Amount:
     weights = matrices * rows * columns
     written = outputs * rows * (2 if push["accumulate"] else 1)
     products = vectors * rows * columns
-    read = weights / block * size + F32 * inputs * columns
+    column = 4 * BLOCK_WORDS / UNIT if job.kernel.file == MATMUL_DOT.file else F32
+    read = weights / block * size + column * inputs * columns
     return Amount(WORK[job.kernel.file].unit, products, read, F32 * written, 2 * products)
 
 
@@ -177,6 +179,11 @@ def _norm(job: BenchJob) -> Amount:
     return Amount(ELEMENT, tokens * width, F32 * (tokens + 1) * width, F32 * tokens * width)
 
 
+def _quantized(job: BenchJob) -> Amount:
+    elements = job.tokens * job.push["vectors"] * job.push["columns"]
+    return Amount(ELEMENT, elements, F32 * elements, 4 * BLOCK_WORDS / UNIT * elements)
+
+
 def _latent_cache(job: BenchJob) -> Amount:
     latent, rope, macros = int(job.push["latent"]), int(job.push["rope"]), job.kernel.macros
     kind = GGMLQuantizationType.F32 if "PER_HEAD" in macros else cache_kind(job.kernel)
@@ -219,6 +226,7 @@ _AMOUNTS: dict[str, Callable[[BenchJob], Amount]] = {
     ),
     "latent_cache.comp": _latent_cache,
     "matmul.comp": _product,
+    "matmul_dot.comp": _product,
     "matvec_rows.comp": _product,
     "matvec.comp": _product,
     "moe_sum.comp": _elements(
@@ -230,6 +238,7 @@ _AMOUNTS: dict[str, Callable[[BenchJob], Amount]] = {
     "prompt_scores.comp": _scores,
     "prompt_softmax.comp": _weights_of_a_tile,
     "prompt_values.comp": _values,
+    "quantize_inputs.comp": _quantized,
     "rms_norm.comp": _norm,
     "rope_query.comp": _elements(_rope, _rope),
     "route.comp": _elements(

@@ -1,6 +1,7 @@
 // Q2_K (ggml block_q2_K, 84 bytes for 256 weights, kept as in the file: 16 bytes of a four-bit scale and minimum, 64 of
 // two-bit quants, f16 d and dmin), w = d * scale * q - dmin * minimum, one scale and minimum for 16 columns. Their
 // order is in columns_two_bits.glsl.
+#define SCALES_OF_16
 #include "columns_two_bits.glsl"
 Unit load_unit(uint g) {
     Unit r;

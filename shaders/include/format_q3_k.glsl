@@ -2,6 +2,8 @@
 // w = d * (scale - 32) * (q - 4), one scale for 16 columns. Bit j of third-bit byte l is column 32j + l. Scale j keeps
 // its low four bits in nibble j / 8 of byte j % 8, and its high two in bits 2(j / 4) of byte 8 + j % 4.
 // On the device: 27 words a block; from word `scale_base` on all d, packed halves.
+#define SCALES_OF_16
+#define SIGNED_BITS 3
 #define DECODED_AT_ONCE
 #include "columns_two_bits.glsl"
 Unit load_unit(uint g) {
@@ -11,8 +13,8 @@ Unit load_unit(uint g) {
     [[unroll]] for (uint i = 0u; i < 4u; i++) {
         uint w = word(block + 8u + half128 * 8u + side * 4u + i) >> (4u * pair);
         uint third = ~word(block + side * 4u + i) >> (4u * half128 + 2u * pair); // q - 4 in three bits, signed
-        r.q[i] = signed_fields((w & 0x03030303u) | (third & 0x01010101u) << 2, 0, 3);
-        r.q[4u + i] = signed_fields(((w >> 2) & 0x03030303u) | (third & 0x02020202u) << 1, 0, 3);
+        r.q[i] = signed_fields((w & 0x03030303u) | (third & 0x01010101u) << 2, 0, SIGNED_BITS);
+        r.q[4u + i] = signed_fields(((w >> 2) & 0x03030303u) | (third & 0x02020202u) << 1, 0, SIGNED_BITS);
     }
     uint halves = scale_base + (g >> 4);
     uvec4 head = shared_words(block + 24u, block + 25u, block + 26u, halves);

@@ -5,6 +5,9 @@
 // halves. INTERLEAVED: pieces.glsl, in the order below.
 uint column_a(uint u) { return (u >> 3) * 256u + ((u & 4u) << 5) + ((u & 2u) << 4) + ((u & 1u) << 4); }
 uint column_b(uint u) { return column_a(u) + 64u; }
+#define UNITS_A_STEP 2u
+#define SCALES_OF_16
+#define SIGNED_BITS 6
 #define DECODED_AT_ONCE
 #define PIECES 13u
 #define SCALE_APART
@@ -15,8 +18,8 @@ Unit six_bit_unit(uvec4 low, uvec4 high, uint chunk, float d, int scale_a, int s
     Unit r;
     [[unroll]] for (uint i = 0u; i < 4u; i++) {
         uint pairs = (high[i] ^ 0xAAAAAAAAu) >> (2u * chunk); // q - 32 in six bits, signed
-        r.q[i] = signed_fields((low[i] & 0x0F0F0F0Fu) | (pairs & 0x03030303u) << 4, 0, 6);
-        r.q[4u + i] = signed_fields(((low[i] >> 4) & 0x0F0F0F0Fu) | (pairs & 0x30303030u), 0, 6);
+        r.q[i] = signed_fields((low[i] & 0x0F0F0F0Fu) | (pairs & 0x03030303u) << 4, 0, SIGNED_BITS);
+        r.q[4u + i] = signed_fields(((low[i] >> 4) & 0x0F0F0F0Fu) | (pairs & 0x30303030u), 0, SIGNED_BITS);
     }
     r.da = d * float(scale_a); r.ma = 0.0;
     r.db = d * float(scale_b); r.mb = 0.0;

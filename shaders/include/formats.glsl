@@ -72,3 +72,15 @@ Unit unit_of_row(uint first_block, uint u) {
     uint block = first_block + u / UNITS_A_BLOCK * NEXT_BLOCK;
     return load_unit(load_head(block), block, u % UNITS_A_BLOCK);
 }
+
+#ifdef PACKED_QUANTS
+// What a quant of one is, of those that stay at the top of their byte (unit.glsl).
+#ifdef SIGNED_BITS
+const float QUANT = 1.0 / float(1u << (8 - SIGNED_BITS));
+#else
+const float QUANT = 1.0;
+#endif
+#ifndef UNITS_A_STEP
+#define UNITS_A_STEP 1u
+#endif
+#endif

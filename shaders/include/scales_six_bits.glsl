@@ -3,6 +3,7 @@
 // chunk: 16 columns of each of the two sub-blocks.
 uint column_a(uint u) { return (u >> 3) * 256u + ((u & 6u) << 5) + ((u & 1u) << 4); }
 uint column_b(uint u) { return column_a(u) + 32u; }
+#define UNITS_A_STEP 2u
 
 #define UNITS_A_BLOCK 8u
 

@@ -4,8 +4,13 @@
 //   uint column_a(uint u), column_b(uint u)   first column of each run of unit u of a row
 // d, q and d * q are exact in f32, so that w is rounded once at most. m is 0 where zero is in the middle of the quants:
 // then quants are signed, and an infinite d gives the infinities it should.
+#ifdef PACKED_QUANTS
+#define QUADS int // four signed bytes, for integer dot products
+#else
+#define QUADS vec4
+#endif
 struct Unit {
-    vec4 q[8]; // quants as floats: q[0..3] run a, q[4..7] run b
+    QUADS q[8]; // quants, four each: q[0..3] run a, q[4..7] run b
     float da, ma, db, mb;
 };
 
@@ -19,7 +24,21 @@ struct Head {
 // With DECODED_AT_ONCE, which suits most of those whose lanes exchange words, matvec loads whole units; otherwise each run
 // of a unit when its inputs are there, with fewer registers (results/performance-log.md).
 
+// PACKED_QUANTS, of formats whose quants come from the two functions below alone (SMALL_INTEGERS in
+// model/block_formats.py), takes these facts besides: SIGNED_BITS of its signed quants; UNITS_A_STEP 2 where runs a of
+// units 2i and 2i + 1 make 32 columns from a multiple of 32 on, and runs b others, else a unit's two runs do;
+// SCALES_OF_16 where such 32 columns have two scales and minima, else one.
+
 // Fields of `bits` bits that begin at bit `at` of each of four bytes.
+#ifdef PACKED_QUANTS
+// Signed ones stay at the top of their byte, where the sign is: 2^(8 - bits) times themselves (QUANT in formats.glsl).
+int signed_fields(uint w, int at, int bits) {
+    return bits == 8 ? int(w) : int((w << (8 - at - bits)) & (0x01010101u * (256u - (256u >> bits))));
+}
+int unsigned_fields(uint w, int at, int bits) {
+    return bits == 8 ? int(w) : int((w >> at) & (0x01010101u * ((1u << bits) - 1u)));
+}
+#else
 vec4 signed_fields(uint w, int at, int bits) {
     int s = int(w);
     return vec4(bitfieldExtract(s, at, bits), bitfieldExtract(s, at + 8, bits),
@@ -30,6 +49,7 @@ vec4 unsigned_fields(uint w, int at, int bits) {
     uint m = (w >> at) & (0x01010101u * ((1u << bits) - 1u));
     return vec4(ivec4(m & 255u, (m >> 8) & 255u, (m >> 16) & 255u, m >> 24));
 }
+#endif
 
 // Bits 0..3 spread over bit `to` of four bytes.
 uint spread_bits(uint bits, int to) {

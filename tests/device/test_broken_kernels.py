@@ -128,6 +128,14 @@ BREAKS = {
         "37 tokens after 0, positions 0 to 37, scores of 3: ",
         "scores[head 0, token 0, position ",
     ),
+    "the sum of a block's second half": (
+        "quantize_inputs.comp",
+        "d * float(other)",
+        "d * float(sum)",
+        "quantize_inputs",
+        "1 x 32, 1 of 1 tokens: ",
+        "quantized[block 0, part 34] is -",
+    ),
     "the halves of a word": (
         "cache_per_head.comp",
         "(pair & 0x0000FFFFu) | bits << 16",

@@ -1,6 +1,8 @@
 """A device that does not exist, for tests that need only what a device says of itself."""
 
-from vkbackend.physical import DeviceInfo, Heap, MemoryType
+from dataclasses import replace
+
+from vkbackend.physical import FEATURES, DeviceInfo, Heap, MemoryType
 
 INFO = DeviceInfo(
     index=0,
@@ -32,3 +34,4 @@ INFO = DeviceInfo(
     timestamp_bits=64,
     timestamp_period_ns=1.0,
 )
+CAPABLE = replace(INFO, features=FEATURES)  # that can run every kernel

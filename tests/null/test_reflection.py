@@ -5,22 +5,22 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from gguf import GGMLQuantizationType
 
 from model import kernels
-from model.tensors import SUPPORTED_TYPES
 from vkbackend.errors import InputError
 from vkbackend.kernel import Kernel
 from vkbackend.reflection import Binding, reflect
 
 EVERY = {name: kernel for name, kernel in vars(kernels).items() if isinstance(kernel, Kernel)}
-FORMATTED = ("matvec.comp", "matvec_rows.comp", "matmul.comp", "embed.comp")
+FORMATTED = ("matvec.comp", "matvec_rows.comp", *kernels.CHUNK_PRODUCTS, "embed.comp")
 
 
 @pytest.mark.parametrize("name", EVERY)
 def test_modules_agree_with_their_declarations(name: str) -> None:
     kernel = EVERY[name]
     if kernel.file in FORMATTED:
-        kernel = kernels.for_format(kernel, SUPPORTED_TYPES[0])
+        kernel = kernels.for_format(kernel, GGMLQuantizationType.Q4_K)
     if name in ("MATVEC_CACHE", "MATVEC_ROWS_CACHE"):
         kernel = kernel.variant(ROWS_FROM_CACHE="1")
     found = reflect(kernel.spirv())

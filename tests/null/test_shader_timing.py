@@ -6,7 +6,7 @@ from itertools import chain
 
 import numpy as np
 import pytest
-from imaginary import INFO
+from imaginary import CAPABLE
 
 from harness.cli import main
 from harness.oracles.case import HostDevice
@@ -28,7 +28,7 @@ SHAPE = Shape(n_ctx=CONTEXT + CHUNK, chunk=CHUNK)
 
 
 def info_of(lanes: int) -> DeviceInfo:
-    return replace(INFO, max_workgroup_count=(65535, 65535, 65535), subgroup_size=lanes)
+    return replace(CAPABLE, max_workgroup_count=(65535, 65535, 65535), subgroup_size=lanes)
 
 
 @cache

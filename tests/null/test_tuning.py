@@ -188,7 +188,7 @@ def test_attention_is_cut_as_stored(path: Path) -> None:
             "rms_norm last_token held=8",
             {"ROWS": [1]},
             "rms_norm last_token held=8 has no constants to choose, expected a variant of matvec, matvec_rows, matmul, "
-            "attention_latent; name one",
+            "matmul_dot, attention_latent; name one",
         ),
         (
             "matvec q4_k rows=2",
