@@ -106,7 +106,7 @@ def add_common(parser: argparse.ArgumentParser) -> None:
 
 
 def add_chunk(parser: argparse._ActionsContainer) -> None:
-    parser.add_argument("--chunk", type=positive_int, metavar="N", help="prompt tokens a pass (default: the device's)")
+    parser.add_argument("--chunk", type=positive_int, metavar="N", help="prompt tokens a pass (default: 512)")
 
 
 def add_memory(parser: argparse._ActionsContainer) -> None:

@@ -126,21 +126,29 @@ class AttentionBlock:
         elif self.cache.keys_per_head is not None and self.cache.values_per_head is not None:
             self._queries_and_latent(program, scratch, tokens)
             self._per_head(program, scratch, tokens, self.cache.keys_per_head, self.cache.values_per_head)
-            self._output(program, scratch, tokens)
+            self.emit_output(program, scratch, tokens)
 
     def emit_before(self, program: Program, scratch: Scratch, tokens: int) -> None:
         """Latent paths: the tokens' rows to the cache, their absorbed queries to ``q_latent``."""
         self._queries_and_latent(program, scratch, tokens)
         self._absorbed(program, scratch, tokens)
 
+    def emit_before_expanded(self, program: Program, scratch: Scratch, tokens: int) -> None:
+        """Latent paths: a chunk's rows to the cache, its queries' rope part rotated in ``q``."""
+        c = self.config
+        self._queries_and_latent(program, scratch, tokens)
+        self._store_rows(program, scratch, tokens)
+        self._rope_query(program, scratch, tokens, "q", c.key_dim, c.qk_nope)
+
     def emit_after(self, program: Program, scratch: Scratch, tokens: int) -> None:
         """Latent paths: x += output(``latent_out``)."""
         c = self.config
         out = View(scratch["latent_out"], batch=c.kv_lora, token=c.n_head * c.kv_lora)
         self._linear(program, scratch, tokens, "attn_v_b", out, self._heads_view(scratch))
-        self._output(program, scratch, tokens)
+        self.emit_output(program, scratch, tokens)
 
-    def _output(self, program: Program, scratch: Scratch, tokens: int) -> None:
+    def emit_output(self, program: Program, scratch: Scratch, tokens: int) -> None:
+        """x += output(``heads``)."""
         c = self.config
         heads = View(scratch["heads"], token=c.n_head * c.v_head)
         self._linear(
@@ -227,24 +235,27 @@ class AttentionBlock:
         c, shards = self.config, self.cache.latent
         nope = View(scratch["q"], batch=c.key_dim, token=c.n_head * c.key_dim)
         absorbed = View(scratch["q_latent"], batch=c.latent_dim, token=c.n_head * c.latent_dim)
-        buffers, push = self._latent_inputs(scratch)
-        caches = [
-            {"cache": shard.latent} | ({} if shard.values is None else {"values": shard.values}) for shard in shards
-        ]
         if tokens == 1 and len(shards) == len(self.weights["attn_k_b"].shards) == 1:
+            buffers, push = self._latent_inputs(scratch)
             push |= self._rope_push(scratch, c.latent_dim, c.kv_lora)
             weight, of = self.weights["attn_k_b"], self.cache.cache_type
-            absorbing_linear(program, weight, nope, absorbed, buffers | caches[0], push, of)
+            absorbing_linear(program, weight, nope, absorbed, buffers | _stored(shards[0]), push, of)
             return
-        for shard, stored in zip(shards, caches, strict=True):
-            kernel = kernels.LATENT_CACHE_V if "values" in stored else kernels.LATENT_CACHE
+        self._store_rows(program, scratch, tokens)
+        self._rope_query(program, scratch, tokens, "q_latent", c.latent_dim, c.kv_lora)
+        self._linear(program, scratch, tokens, "attn_k_b", nope, absorbed)
+
+    def _store_rows(self, program: Program, scratch: Scratch, tokens: int) -> None:
+        """The tokens' latent rows to the cache's shards."""
+        shards = self.cache.latent
+        buffers, push = self._latent_inputs(scratch)
+        for shard in shards:
+            kernel = kernels.LATENT_CACHE if shard.values is None else kernels.LATENT_CACHE_V
             kernel, here = kernels.for_cache(kernel, self.cache.cache_type), push
             if len(shards) > 1:
                 kernel = kernels.for_shard(kernel, kernels.SHARD_PUSH)
                 here = push | {"first": shard.first, "last": shard.end}
-            program.launch(kernel, buffers | stored, (tokens, 1, 1), push=here)
-        self._rope_query(program, scratch, tokens, "q_latent", c.latent_dim, c.kv_lora)
-        self._linear(program, scratch, tokens, "attn_k_b", nope, absorbed)
+            program.launch(kernel, buffers | _stored(shard), (tokens, 1, 1), push=here)
 
     def _latent(self, program: Program, scratch: Scratch, tokens: int) -> None:
         c, shards = self.config, self.cache.latent
@@ -349,3 +360,8 @@ class AttentionBlock:
         )
         heads = self._heads_view(scratch)
         linear(program, values, scores, heads, tokens=tokens, params=params, cache_extent="UNITS")
+
+
+def _stored(shard: LatentShard) -> dict[str, Buffer]:
+    """A shard's buffers by the names that kernels write them under."""
+    return {"cache": shard.latent} | ({} if shard.values is None else {"values": shard.values})

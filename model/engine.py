@@ -31,7 +31,7 @@ from vkbackend.errors import DeviceError, InputError
 from vkbackend.memory import buffer_limit
 from vkbackend.program import Launch, LaunchTime
 
-DEFAULT_CHUNK = 128  # prompt tokens
+DEFAULT_CHUNK = 512  # prompt tokens, as llama.cpp's --ubatch-size (results/performance-log.md)
 
 
 class Model:
@@ -94,9 +94,9 @@ class Model:
 
 
 def chunk_capacity(config: ModelConfig, path: Path, n_ctx: int, limit: int, wanted: int | None) -> int:
-    """Prompt tokens a chunk: ``wanted`` or the default, at most what the context holds; less where a chunk's logits, or
-    the MHA fallback's scores [H, chunk, n_ctx], would exceed one binding of ``limit`` bytes."""
-    chunk = min(wanted or DEFAULT_CHUNK, n_ctx, limit // (4 * config.n_vocab))
+    """Prompt tokens a chunk: ``wanted`` or the default, at most what the context holds; less where the MHA fallback's
+    scores [H, chunk, n_ctx] would exceed one binding of ``limit`` bytes."""
+    chunk = min(wanted or DEFAULT_CHUNK, n_ctx)
     if path.layout is CacheLayout.PER_HEAD:
         chunk = min(chunk, (limit - SLACK_BYTES) // (4 * config.n_head * cache_capacity(n_ctx)))
     return max(1, chunk)
@@ -203,10 +203,7 @@ class Session:
             self._set(piece)
             self._forward.prompt(self.n_past, len(piece))
             if want == "all":
-                program, out = self._forward.head_all()
-                program.run(items=len(piece))
-                flat = out.download(np.float32, len(piece) * self.model.config.n_vocab)
-                pieces.append(flat.reshape(len(piece), -1))
+                pieces.append(self._forward.head_all.run(len(piece)))
                 finite = np.isfinite(pieces[-1]).all(axis=1)
                 if not finite.all():
                     raise self._not_finite(self.n_past + int(np.argmin(finite)))
@@ -319,25 +316,20 @@ class Session:
 
     def launches(self) -> dict[str, list[Launch]]:
         """What a decoded token, a whole prompt chunk, all logits of a chunk ("head_all") and the search for the 40
-        likeliest tokens ("top") launch; and "tiled", where the session has tiles, a chunk in tiles, each layer's tile
-        once."""
+        likeliest tokens ("top") launch; where the session has tiles, a chunk in tiles ("tiled"), each layer's tile
+        once, and one that expands latent rows ("expanded")."""
         forward = self._forward
-        programs = {
-            "decode": forward.decode,
-            "chunk": forward.chunk,
-            "head_all": forward.head_all()[0],
-            "top": forward.top(40).program,  # as many as llama.cpp keeps by default
-        }
-        tiled = forward.tiled_launches
-        return {name: program.launches for name, program in programs.items()} | ({"tiled": tiled} if tiled else {})
+        whole = {"decode": forward.decode.launches, "chunk": forward.chunk.launches}
+        whole |= {"head_all": forward.head_all.launches}
+        whole["top"] = forward.top(40).program.launches  # as many as llama.cpp keeps by default
+        return whole | forward.tiled_launches()
 
     def launch_counts(self) -> dict[str, int]:
         """How many launches a decoded token and a prompt chunk take, and the last token's logits after a prompt;
-        "tiled" as in ``launches``."""
+        "tiled" and "expanded" as in ``launches``."""
         forward = self._forward
         counts = {program.name: len(program.launches) for program in (forward.decode, forward.chunk, forward.head_last)}
-        tiled = len(forward.tiled_launches)
-        return counts | ({"tiled": tiled} if tiled else {})
+        return counts | {name: len(launches) for name, launches in forward.tiled_launches().items()}
 
     def close(self) -> None:
         """Give cache and scratch memory back."""

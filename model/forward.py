@@ -6,7 +6,10 @@ are recorded once; position, token count and token ids reach them through one sm
 
 from __future__ import annotations
 
+from functools import cached_property
+
 from model import kernels
+from model.all_logits import AllLogits
 from model.attention import AttentionBlock, AttentionShape
 from model.cache import Cache
 from model.config import ModelConfig
@@ -16,10 +19,10 @@ from model.layout import CacheLayout, Path
 from model.linear import Norm, View, linear
 from model.norm import emit_norm
 from model.prompt_attention import TILED_FROM, PromptShape
+from model.prompt_expansion import expands_from
 from model.scratch import AHEAD, ARGMAX_GROUPS, Scratch
 from model.tiled_prompt import TiledPrompt
 from model.top_k import TopK
-from vkbackend.buffer import Buffer
 from vkbackend.device import Device
 from vkbackend.program import Launch, Program
 
@@ -60,22 +63,27 @@ class Forward:
         self._head_last(self.head_last)
         self._device, self._chunk = device, chunk
         shape = PromptShape.choose(device, config, path, cache.n_ctx, chunk)
-        self._tiled = None if shape is None else TiledPrompt(device, self._embed, self._blocks, scratch, shape, chunk)
-        self._head_all: tuple[Program, Buffer] | None = None
+        # Forms of a chunk in tiles by name, each from so many tokens on, the last one that they suffice for serving.
+        self._tiled: dict[str, tuple[int, TiledPrompt]] = {}
+        if shape is not None:
+            parts = device, self._embed, self._blocks, scratch, shape, chunk
+            self._tiled["tiled"] = TILED_FROM, TiledPrompt(*parts)
+            if shape.expanded is not None:
+                self._tiled["expanded"] = expands_from(config), TiledPrompt(*parts, shape.expanded)
         self._top: dict[int, TopK] = {}
 
     def prompt(self, n_past: int, n_tokens: int) -> None:
         """Run ``n_tokens`` of a chunk, which the parameters hold, after ``n_past`` positions: in tiles where they are
         enough to pay."""
-        if self._tiled is not None and n_tokens >= TILED_FROM:
-            self._tiled.run(n_past, n_tokens)
+        fitting = [tiled for least, tiled in self._tiled.values() if n_tokens >= least]
+        if fitting:
+            fitting[-1].run(n_past, n_tokens)
         else:
             self.chunk.run(items=n_tokens, depth=n_past + n_tokens)
 
-    @property
-    def tiled_launches(self) -> list[Launch]:
-        """What a chunk in tiles launches, each layer's tile once; none where the session has no tiles."""
-        return [] if self._tiled is None else self._tiled.launches()
+    def tiled_launches(self) -> dict[str, list[Launch]]:
+        """What a chunk in tiles launches, each layer's tile once, by the form's name; none where there are no tiles."""
+        return {name: tiled.launches() for name, (_, tiled) in self._tiled.items()}
 
     def _layer(self, program: Program, index: int, tokens: int) -> None:
         attention, feed_forward = self._blocks[index]
@@ -126,17 +134,15 @@ class Forward:
             push={"count": ARGMAX_GROUPS, "share": ARGMAX_GROUPS, "kept": AHEAD},
         )
 
-    def head_all(self) -> tuple[Program, Buffer]:
-        """Logits of every token of a chunk, made when first asked for: the program and its output [chunk, n_vocab]."""
-        if self._head_all is None:
-            c = self._config
-            out = Buffer(self._device, 4 * self._chunk * c.n_vocab, "logits_all", host=True)
-            program = Program(self._device, "head_all", self._scratch.workspace)
-            hidden = self._norm(program, self._chunk, last_token=False)
-            logits = View(out, token=c.n_vocab)
-            linear(program, self._weights.output(), hidden, logits, tokens=self._chunk, params=self._scratch["params"])
-            self._head_all = (program, out)
-        return self._head_all
+    @cached_property
+    def head_all(self) -> AllLogits:
+        """Logits of every token of a chunk, made when first asked for."""
+        hidden = View(self._scratch["hidden"], token=self._config.n_embd)
+        output = self._weights.output()
+        return AllLogits(self._device, self._norm_all, output, hidden, self._chunk, self._scratch.workspace)
+
+    def _norm_all(self, program: Program) -> None:
+        self._norm(program, self._chunk, last_token=False)
 
     def top(self, k: int) -> TopK:
         """What lists candidates for the ``k`` likeliest of the last token's logits, made when first asked for."""
@@ -148,8 +154,7 @@ class Forward:
         """Give back what the programs own beyond the session's buffers."""
         for program in (self.decode, self.chunk, self.head_last, *(top.program for top in self._top.values())):
             program.free()
-        if self._tiled is not None:
-            self._tiled.free()
-        if self._head_all is not None:
-            self._head_all[0].free()
-            self._head_all[1].free()
+        for _, tiled in self._tiled.values():
+            tiled.free()
+        if "head_all" in self.__dict__:
+            self.head_all.free()

@@ -160,7 +160,19 @@ PROMPT_VALUES = Kernel(
     "prompt_values.comp",
     (("weights", "r"), ("values", "r"), ("out", "rw"), ("stats", "r"), _PARAMS, ("tile", "r")),
     ("TOKENS",),
-    ("heads", "columns", "value_row", "value_head", "chunk", "tile"),
+    ("heads", "columns", "value_row", "value_head", "value_first", "chunk", "tile"),
+)
+# A chunk that expands each tile's latent rows to keys and values of all heads: weights for that, and the rows.
+PROMPT_WEIGHTS = Kernel(
+    "prompt_weights.comp",
+    (("source", "r"), ("halves", "w")),
+    push=("pairs", "rows", "head", "latent", "column", "words", "first"),
+)
+PROMPT_EXPAND = Kernel(
+    "prompt_expand.comp",
+    (("rows", "r"), ("weights", "r"), ("expanded", "w"), ("tile", "r")),
+    ("ROWS",),
+    ("latent", "row", "width", "column_first", "column_end", "copied_first", "copied_end", "tile"),
 )
 CACHE_PER_HEAD = Kernel(
     "cache_per_head.comp",

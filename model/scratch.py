@@ -124,6 +124,9 @@ class Scratch:
                 self.buffers[name] = Buffer(device, n, f"scratch.{name}", use=_USES.get(name, Use.SCRATCH))
             table, self.n_high = rope_tables(config, n_ctx)
             self.buffers["rope_tables"].upload(table)
+            if "row_ids" in sizes:
+                rows = (sizes["row_ids"] - SLACK_BYTES) // 4 - 2
+                self.buffers["row_ids"].upload(np.array([0, rows, *range(rows)], np.uint32))
         except BaseException:
             self.free()
             raise

@@ -10,13 +10,15 @@ import numpy as np
 from model.attention import AttentionBlock
 from model.feed_forward import FeedForwardBlock
 from model.prompt_attention import PromptAttention, PromptShape
+from model.prompt_expansion import ExpandedRow
 from model.scratch import Scratch
 from vkbackend.device import Device
 from vkbackend.program import Launch, Program
 
 
 class TiledPrompt:
-    """The programs for chunks of up to ``chunk`` tokens, made at the first run or when their launches are asked for."""
+    """The programs for chunks of up to ``chunk`` tokens, over latent rows or what they are ``expanded`` to; made at the
+    first run or when their launches are asked for."""
 
     def __init__(
         self,
@@ -26,8 +28,9 @@ class TiledPrompt:
         scratch: Scratch,
         shape: PromptShape,
         chunk: int,
+        expanded: ExpandedRow | None = None,
     ) -> None:
-        self._device, self._embed, self._blocks = device, embed, blocks
+        self._device, self._embed, self._blocks, self._expanded = device, embed, blocks, expanded
         self._scratch, self._shape, self._chunk = scratch, shape, chunk
         self._between: list[Program] = []
         self._tiles: list[Program] = []
@@ -39,13 +42,14 @@ class TiledPrompt:
         program = Program(self._device, "prompt", scratch.workspace)
         self._embed(program, chunk)
         for index, (attention, feed_forward) in enumerate(self._blocks):
-            attention.emit_before(program, scratch, chunk)
+            tiles = PromptAttention(attention, self._shape, self._expanded)
+            tiles.emit_before(program, scratch, chunk)
             self._between.append(program)
             tile = Program(self._device, f"tile of layer {index}")
-            PromptAttention(attention, self._shape).emit_tile(tile, scratch, chunk)
+            tiles.emit_tile(tile, scratch, chunk)
             self._tiles.append(tile)
             program = Program(self._device, "prompt", scratch.workspace)
-            attention.emit_after(program, scratch, chunk)
+            tiles.emit_after(program, scratch, chunk)
             feed_forward.emit(program, scratch, chunk)
         self._between.append(program)
 

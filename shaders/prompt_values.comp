@@ -1,9 +1,8 @@
 #version 450
 // A tile's weights times its values, joined with what earlier tiles gave: after the last tile out[token][head] is the sum of
 // softmax(scores) * values over all positions that the token sees.
-// One subgroup makes eight columns a lane (with FOURS four) by TOKENS tokens of one head. A lane holds four neighbouring
+// One subgroup makes the columns of its lanes (half_columns.glsl) by TOKENS tokens of one head. A lane holds four neighbouring
 // positions' weights, shared by shuffles; values are loaded once for all tokens.
-// TEXELS: values are read as texels, which CPU drivers load whole.
 #extension GL_GOOGLE_include_directive : require
 #extension GL_KHR_shader_subgroup_basic : require
 #extension GL_EXT_control_flow_attributes : require
@@ -13,20 +12,9 @@ layout(local_size_x_id = 0) in;
 layout(constant_id = 1) const uint TOKENS = 16;
 
 layout(binding = 0) readonly buffer Weights { vec4 weights[]; }; // [head][token][capacity of a tile]
-#ifdef FOURS
-#define QUADS 1u
-layout(binding = 1) readonly buffer Values { uvec2 values[]; };  // [head][position][column], halves
-#define STORED(at) values[at]
-#else
-#define QUADS 2u
-#ifdef TEXELS
-layout(binding = 1) uniform usamplerBuffer values;
-#define STORED(at) texelFetch(values, int(at))
-#else
-layout(binding = 1) readonly buffer Values { uvec4 values[]; };
-#define STORED(at) values[at]
-#endif
-#endif
+#define HALVES values // [head][position][column]
+#define HALVES_BINDING 1
+#include "half_columns.glsl"
 layout(binding = 2) buffer Output { vec4 outp[]; };              // [token][head][column]
 layout(binding = 3) readonly buffer Stats { vec4 stats[]; };     // [token][head], as prompt_softmax.comp left them
 #define PARAMS_BINDING 4
@@ -35,12 +23,13 @@ layout(binding = 5) readonly buffer Tile { uint tile_first, tile_count; };
 #include "array_loop.glsl"
 
 layout(push_constant) uniform Push {
-    uint heads;      // of the model
-    uint columns;    // of a value, a multiple of 4
-    uint value_row;  // eights, or fours, between two values
-    uint value_head; // and between two heads' values; 0 where they share them
-    uint chunk;      // capacity in tokens
-    uint tile;       // capacity in positions, a multiple of four times the subgroup's size
+    uint heads;       // of the model
+    uint columns;     // of a value, a multiple of 4
+    uint value_row;   // between two values, counted by what a lane takes
+    uint value_head;  // between two heads' values; 0 where they share them
+    uint value_first; // where a head's first value begins
+    uint chunk;       // capacity in tokens
+    uint tile;        // capacity in positions, a multiple of four times the subgroup's size
 };
 
 void main() {
@@ -51,7 +40,7 @@ void main() {
     // Positions of the tile that the block's last token sees, if any.
     uint visible = min(max(n_past + last_token + 1u, tile_first) - tile_first, tile_count);
     uint column = (gl_WorkGroupID.x * gl_SubgroupSize + lane) * 4u * QUADS;
-    uint value = head * value_head + min(column, columns - 1u) / (4u * QUADS);
+    uint value = value_first + head * value_head + min(column, columns - 1u) / (4u * QUADS);
     uint quads = columns / 4u;
     bool begun = tile_first > 0u, done = tile_first + tile_count >= n_past + n_tokens;
 
@@ -69,21 +58,12 @@ void main() {
             weight[t] = weights[(head * chunk + min(first_token + t, last_token)) * (tile / 4u) + from / 4u + lane];
         uint fours = min(gl_SubgroupSize, (visible - from + 3u) / 4u);
         [[dont_unroll]] for (uint l = 0u; l < fours; l++) {
-            vec4 v[4u * QUADS];
-            [[unroll]] for (uint i = 0u; i < 4u; i++) {
-                uint at = value + min(from + 4u * l + i, visible - 1u) * value_row;
-#ifdef FOURS
-                uvec2 stored = STORED(at);
-#else
-                uvec4 stored = STORED(at);
-                v[4u + i] = vec4(unpackHalf2x16(stored.z), unpackHalf2x16(stored.w));
-#endif
-                v[i] = vec4(unpackHalf2x16(stored.x), unpackHalf2x16(stored.y));
-            }
+            Columns v[4];
+            [[unroll]] for (uint i = 0u; i < 4u; i++) v[i] = columns_at(value + min(from + 4u * l + i, visible - 1u) * value_row);
             [[unroll]] for (uint t = 0u; t < TOKENS; t++) {
                 vec4 p = subgroupShuffle(weight[t], l);
                 [[unroll]] for (uint k = 0u; k < QUADS; k++)
-                    acc[QUADS * t + k] += (p.x * v[4u * k] + p.y * v[4u * k + 1u]) + (p.z * v[4u * k + 2u] + p.w * v[4u * k + 3u]);
+                    acc[QUADS * t + k] += (p.x * v[0].quad[k] + p.y * v[1].quad[k]) + (p.z * v[2].quad[k] + p.w * v[3].quad[k]);
             }
         }
     }

@@ -13,7 +13,7 @@ from harness.oracles.attention import SCALE, attended_scores
 from harness.oracles.case import CANARY, UNTOUCHED, Case, Draft, Expected, Target, U, anything
 from harness.oracles.latent_rows import F16_SMALLEST, F16_STEP, Stored
 from model import kernels
-from model.prompt_attention import eights
+from model.half_columns import EIGHT, eights
 from vkbackend.buffer import Buffer
 from vkbackend.kernel import Kernel
 from vkbackend.physical import DeviceInfo
@@ -206,9 +206,11 @@ def values_case(
     capacity, each = tokens + 3, 4 * lanes
     positions = -(-max(b - a for a, b in pairwise(edges)) // each) * each
     draft = Draft(info, f"{tokens} tokens after {n_past}, values of {columns}, tiles {edges}, scores of {reach:g}")
-    row = 8 * eights(columns)
+    ahead = 0 if shared else EIGHT * int(rng.integers(3))  # halves before a value, which are not its
+    row = ahead + EIGHT * eights(columns)
     values = np.zeros((1 if shared else heads, end, row), np.float16)
-    values[..., :columns] = floats(rng, *values.shape[:2], columns)
+    values[..., :ahead] = np.nan
+    values[..., ahead : ahead + columns] = floats(rng, *values.shape[:2], columns)
     scores = reach * floats(rng, heads, tokens, end)
     hidden = np.arange(end) > n_past + np.arange(tokens)[:, None]
     scores[:, hidden] = np.nan
@@ -218,7 +220,7 @@ def values_case(
     found = {stats: anything(capacity, heads, 4)}
     sizes = {"heads": heads, "chunk": capacity, "tile": positions}
     push = {"columns": columns, "value_row": row // per_lane}
-    push["value_head"] = 0 if shared else positions * row // per_lane
+    push |= {"value_head": 0 if shared else positions * row // per_lane, "value_first": ahead // per_lane}
     for first, last in pairwise(edges):
         of_tile = np.full((heads, capacity, positions), np.nan, np.float32)
         of_tile[:, :tokens, : last - first] = scores[:, :, first:last]
@@ -232,7 +234,7 @@ def values_case(
         grid = (blocks, -(-capacity // spec["TOKENS"]), heads)
         draft.launch(kernel, buffers, grid, spec=spec, push=sizes | push)
     expected, tolerance = np.full((capacity, heads, columns), float(CANARY)), np.zeros((capacity, heads, columns))
-    of_heads = np.broadcast_to(values, (heads, *values.shape[1:]))[..., :columns].astype(np.float64)
+    of_heads = np.broadcast_to(values, (heads, *values.shape[1:]))[..., ahead : ahead + columns].astype(np.float64)
     for t in range(tokens):
         n = n_past + t + 1
         expected[t], tolerance[t] = attended_scores(scores[:, t, :n].astype(np.float64), of_heads[:, :n], 0.0)

@@ -207,6 +207,8 @@ _SPECIAL: dict[tuple[str, str], Callable[[Inputs, str], Array]] = {
     **{(file, "counts"): _counts for file in CHUNK_PRODUCTS},
     **{(file, "pairs"): _pairs for file in CHUNK_PRODUCTS},
     ("attention_combine.comp", "stats"): _maxima_and_sums,
+    ("prompt_expand.comp", "rows"): _cached,
+    ("prompt_expand.comp", "weights"): _cached,
     ("silu_mul.comp", "gate"): _gate,
     ("silu_mul.comp", "up"): _three,
 }

@@ -155,6 +155,23 @@ def _values(job: BenchJob) -> Amount:
     return Amount("score", pairs, F32 * pairs + 2 * values * columns, F32 * queries * columns, 2 * pairs * columns)
 
 
+def _expansion(job: BenchJob) -> Amount:
+    push, heads = job.push, job.choices[0].grid[2]
+    each = 4 if "FOURS" in job.kernel.macros else 8
+    made = each * int(push["column_end"] - push["column_first"])
+    copied = each * int(push["copied_end"] - push["copied_first"]) if push["column_first"] < push["copied_end"] else 0
+    positions, latent = min(int(push["tile"]), job.n_past), int(push["latent"])
+    read = 2 * (positions * (latent + copied) + heads * latent * (made - copied))
+    units = positions * heads * made
+    return Amount(ELEMENT, units, read, 2 * units, 2 * latent * positions * heads * (made - copied))
+
+
+def _half_weights(job: BenchJob) -> Amount:
+    rows, heads, _ = job.choices[0].grid
+    elements = rows * heads * 2 * int(job.push["pairs"])
+    return Amount(ELEMENT, elements, F32 * elements, 2 * elements)
+
+
 def _elements(
     read: Callable[[BenchJob], float],
     written: Callable[[BenchJob], float],
@@ -234,10 +251,12 @@ _AMOUNTS: dict[str, Callable[[BenchJob], Amount]] = {
         _per_token("width"),
         _per_token("width"),
     ),
+    "prompt_expand.comp": _expansion,
     "prompt_rows.comp": _rows_of_a_tile,
     "prompt_scores.comp": _scores,
     "prompt_softmax.comp": _weights_of_a_tile,
     "prompt_values.comp": _values,
+    "prompt_weights.comp": _half_weights,
     "quantize_inputs.comp": _quantized,
     "rms_norm.comp": _norm,
     "rope_query.comp": _elements(_rope, _rope),

@@ -136,6 +136,14 @@ BREAKS = {
         "1 x 32, 1 of 1 tokens: ",
         "quantized[block 0, part 34] is -",
     ),
+    "a tensor that is turned over": (
+        "prompt_weights.comp",
+        "source[at + column]",
+        "source[at + 1u]",
+        "prompt_weights",
+        "2 heads, 64 x 28 turned from column ",
+        "halves[head 0, latent 0, column ",
+    ),
     "the halves of a word": (
         "cache_per_head.comp",
         "(pair & 0x0000FFFFu) | bits << 16",

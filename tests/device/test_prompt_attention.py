@@ -70,7 +70,7 @@ def test_a_prompt_in_tiles_is_the_prompt_token_by_token(
         monkeypatch.setattr(cache, "latent_ranges", of_37)
         monkeypatch.setattr(engine, "latent_ranges", of_37)
     session = Session(small.model, of_type, 128, chunk=13)
-    assert session._forward._tiled is not None
+    assert list(session._forward._tiled) == ["tiled"]
     assert len(session._cache.layers[0].latent) == (4 if shards else 1)
     session.prompt(before, "none")
     found = session.prompt(small.prompt, "all")
@@ -95,8 +95,7 @@ def test_a_tile_is_replayed_for_what_is_filled(embedded: SmallModel, monkeypatch
     session = Session(embedded.model, get_path("mla"), 4096, chunk=20)
     whole = 4 * session.model.device.subgroup_size
     session.prompt([3] * 20, "none")
-    tiled = session._forward._tiled
-    assert tiled is not None
+    _, tiled = session._forward._tiled["tiled"]
     runs: list[int] = []
     for tile in tiled._tiles:
         monkeypatch.setattr(tile, "run", lambda items, depth: runs.append(int(depth)))

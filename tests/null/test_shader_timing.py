@@ -24,6 +24,7 @@ from vkbackend.physical import DeviceInfo
 
 GLM = get_preset("glm-4.7-flash")
 CONTEXT, CHUNK = 1000, 24
+LONG = 512  # tokens of a chunk that expands its rows
 SHAPE = Shape(n_ctx=CONTEXT + CHUNK, chunk=CHUNK)
 
 
@@ -96,6 +97,22 @@ def test_attention_sees_what_is_before_a_token_and_itself() -> None:
     assert amount_of("softmax_causal").units == pairs * 20
 
 
+def test_an_expansions_bytes_and_operations() -> None:
+    """Of 1,000 rows GLM's keys of 192 and values of 256 of 20 heads; the 64 numbers that heads share are copied."""
+    shape = Shape(n_ctx=CONTEXT + LONG, chunk=LONG, every_type=False)
+    made = find_variants(GLM, "q4_k_m", info_of(64), ["prompt_expand", "prompt_weights"], shape=shape)
+    whole, keys, values = 192 + 64 + 256, 192 + 64, 256
+    amounts = {int(v.launch.push["column_end"] - v.launch.push["column_first"]): v for v in made if "rows" in v.name}
+    found = {columns: amount(BenchJob.of(v, GLM)) for columns, v in amounts.items()}
+    assert set(found) == {whole // 8, keys // 4, values // 4} or set(found) == {whole // 8, keys // 4}
+    of_all = found[whole // 8]
+    assert of_all.flops == 2 * 1000 * 20 * 512 * (192 + 256)
+    assert of_all.read == 2 * (1000 * 576 + 20 * 512 * 448)
+    assert (of_all.units, of_all.written) == (1000 * 20 * whole, 2 * 1000 * 20 * whole)
+    (weights,) = (amount(BenchJob.of(v, GLM)) for v in made if v.name == "prompt_weights")
+    assert weights.read == 2 * weights.written and weights.read in (4 * 20 * 512 * 192, 4 * 20 * 512 * 256)
+
+
 def test_a_shard_of_a_cache_holds_a_part_of_the_positions() -> None:
     name = "attention_latent shard latent=512 rope=64 heads=5 tile=64 splits=1 *"
     found = variant(name)
@@ -110,6 +127,8 @@ def test_every_variant_of_a_forward_pass_has_inputs_as_the_plan_lays_them_out(la
     """Weights of other sizes, or scales elsewhere, than the planned launch's are refused with ValueError."""
     info = info_of(lanes)
     found = find_variants(GLM, "q4_k_m", info, everything=True, shape=replace(SHAPE, most_bytes=2**24))
+    long = replace(SHAPE, n_ctx=CONTEXT + LONG, chunk=LONG, every_type=False)
+    found += [v for v in find_variants(GLM, "q4_k_m", info, shape=long) if v.launch.kernel.file.startswith("prompt_")]
     timed = [v for v in found if v.launch.kernel.file in TIMED]
     assert {v.launch.kernel.file for v in timed} == TIMED
     for one in timed:
