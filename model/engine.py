@@ -25,7 +25,7 @@ from model.quantized_inputs import quantizes
 from model.scratch import AHEAD, SLACK_BYTES, Scratch, scratch_bytes
 from model.tensors import expected_tensors, require_supported
 from model.tokenizer import Tokenizer
-from model.top_k import MOST_K
+from model.top_k import serves
 from vkbackend.device import Device
 from vkbackend.errors import DeviceError, InputError
 from vkbackend.memory import buffer_limit
@@ -300,9 +300,11 @@ class Session:
 
     def candidates(self, k: int) -> tuple[NDArray[np.int64], NDArray[np.float32]] | None:
         """Ids, ascending, and f32 logits of the last token's ``k`` likeliest successors and of some more, found on the
-        device; None where it does not, and ``last_logits`` tells: for more than ``model.top_k.MOST_K`` or none, and
-        where too many are equal."""
-        return self._forward.top(k).find() if 1 <= k <= MOST_K else None
+        device; None where ``last_logits`` is to tell them: where finding them there is slower or ``k`` too many
+        (``model.top_k.serves``), and where too many are equal."""
+        if not serves(self.model.device, self.model.config.n_tokens, k):
+            return None
+        return self._forward.top(k).find()
 
     def rewind(self, n_past: int) -> None:
         """Forget all but the first ``n_past`` positions.

@@ -15,6 +15,14 @@ from vkbackend.device import Device
 from vkbackend.program import Program
 
 MOST_K = TOP_GROUPS // 2  # so that about 1.4 k logits are listed; a fuller bound would list many more
+# On a CPU's device a submission takes longer than it takes the host to look through fewer logits (lavapipe: 1.4 times
+# as long for 32,000, half as long for 154,880; results/performance-log.md).
+LEAST_TOKENS_CPU = 65_536
+
+
+def serves(device: Device, n_tokens: int, k: int) -> bool:
+    """Whether the device is to find the ``k`` likeliest of ``n_tokens``."""
+    return 1 <= k <= MOST_K and (device.info.kind != "cpu" or n_tokens >= LEAST_TOKENS_CPU)
 
 
 class TopK:

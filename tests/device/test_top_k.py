@@ -17,7 +17,9 @@ from vkbackend.device import Device
 
 
 @pytest.fixture
-def session(small: SmallModel, device: Device) -> Session:
+def session(small: SmallModel, device: Device, monkeypatch: pytest.MonkeyPatch) -> Session:
+    """One whose device finds the likeliest, though its vocabulary is short."""
+    monkeypatch.setattr("model.top_k.LEAST_TOKENS_CPU", 0)
     return Session(Model.load(small.gguf, device), PATHS["mla"], 96, chunk=16)
 
 
@@ -28,7 +30,9 @@ def test_a_bound_and_all_that_reach_it(device: Device) -> None:
             hold(device, case)
 
 
-def test_the_likeliest_are_among_the_candidates(session: Session, small: SmallModel) -> None:
+def test_the_likeliest_are_among_the_candidates(
+    session: Session, small: SmallModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     session.prompt(small.prompt, "last")
     logits = session.last_logits()[: small.config.n_tokens]
     for k in (1, 2, 7, 40, MOST_K):
@@ -40,6 +44,8 @@ def test_the_likeliest_are_among_the_candidates(session: Session, small: SmallMo
         assert set(np.argsort(-logits, kind="stable")[:k].tolist()) <= set(ids.tolist())
         assert len(ids) < len(logits) or k == MOST_K
     assert session.candidates(0) is None and session.candidates(MOST_K + 1) is None
+    monkeypatch.setattr("model.top_k.LEAST_TOKENS_CPU", small.config.n_tokens + 1)
+    assert (session.candidates(7) is None) == (session.model.device.info.kind == "cpu")
     session.close()
 
 
