@@ -150,7 +150,7 @@ def test_variants_by_pattern() -> None:
         find_variants(GLM, "q4_k_m", WIDE, ["matvek"])
     assert str(caught.value).startswith("no kernel variant matches 'matvek', expected one of argmax, ")
     assert str(caught.value).endswith(
-        "silu_mul, softmax_causal, or whole words that begin a variant's name; `latentvk shaders stats` lists them"
+        "top_k_bound, top_k_collect, or whole words that begin a variant's name; `latentvk shaders stats` lists them"
     )
 
 

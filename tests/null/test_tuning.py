@@ -237,7 +237,7 @@ def test_a_sweep_goes_on_where_a_variant_cannot_take_the_values(
     assert out.endswith(
         f"FAIL  {chunk}: not timed: {refusal}\n"
         "FAIL  silu_mul: not timed: silu_mul has no constants to choose, expected a variant of matvec, matvec_rows, "
-        "matmul, attention_latent; name one\n"
+        "matmul, matmul_dot, attention_latent; name one\n"
     )
     assert main([*bench, "--json", "-"]) == 1
     token, *others = json.loads(capsys.readouterr().out)["rows"]
