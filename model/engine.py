@@ -168,6 +168,7 @@ class Session:
             made.pop_all()
         self._params = self._scratch["params"]
         self.n_past = 0
+        self._midway = True  # whether what was set last did not run whole, as far as is known
 
     @property
     def cache_bytes(self) -> int:
@@ -180,6 +181,10 @@ class Session:
         return self._scratch.nbytes
 
     def _set(self, tokens: Sequence[int]) -> None:
+        """What the next launches are to run."""
+        if self._midway:  # a token's that failed may have left a count
+            self._scratch["arrivals"].upload(np.zeros(1, np.uint32))
+        self._midway = True
         self._params.upload(np.array([self.n_past, len(tokens), *tokens], np.uint32))
 
     def prompt(
@@ -263,6 +268,7 @@ class Session:
         first, most = self.n_past, min(most, AHEAD, self.n_ctx - self.n_past)
         times = self._forward.decode.fitting(most, depth=first + most)
         self._forward.decode.run(depth=first + times, times=times)
+        self._midway = False
         kept = self._scratch["tokens"].download(np.uint32, AHEAD)
         tokens = [int(kept[position % AHEAD]) for position in range(first, first + times)]
         chosen = list(takewhile(lambda each: each < self.model.config.n_vocab, tokens))

@@ -10,7 +10,18 @@ from dataclasses import dataclass
 
 from model import kernels
 from model.config import GROUP_BEST, ModelConfig
-from model.linear import Norm, Source, View, can_gate, gated_linear, linear, routed_linear, summed_linear
+from model.linear import (
+    Norm,
+    Source,
+    View,
+    can_gate,
+    can_route,
+    gated_linear,
+    linear,
+    routed_linear,
+    routing_linear,
+    summed_linear,
+)
 from model.norm import normed
 from model.plan import EXPERTS
 from model.scratch import Scratch
@@ -92,20 +103,20 @@ class FeedForwardBlock:
         c, lanes = self.config, program.device.subgroup_size
         router = View(scratch["router"], token=c.n_expert)
         weight, params = self.weights["ffn_gate_inp"], scratch["params"]
-        linear(program, weight, source.view, router, tokens=tokens, params=params, norm=source.norm)
         spec, push = route_constants(c, lanes, self._slots - c.n_expert_used)
+        buffers = {"bias": self.vectors["exp_probs_b"], "chosen": scratch["chosen"]}
+        buffers["shares"] = scratch["expert_weights"]
+        if tokens == 1 and can_route(weight):
+            buffers["arrivals"] = scratch["arrivals"]
+            routing_linear(program, weight, source.view, router, source.norm, buffers, spec, push)
+            return
+        linear(program, weight, source.view, router, tokens=tokens, params=params, norm=source.norm)
         program.launch(
             kernels.for_device(kernels.ROUTE, program.device.info.kind),
-            {
-                "logits": scratch["router"],
-                "bias": self.vectors["exp_probs_b"],
-                "chosen": scratch["chosen"],
-                "weights": scratch["expert_weights"],
-                "params": scratch["params"],
-            },
+            {"logits": scratch["router"], **buffers, "params": params},
             (tokens, 1, 1),
             spec=spec,
-            push=push,
+            push={"experts": c.n_expert} | push,
         )
         if tokens > 1:
             experts = self._expert("gate").matrices
@@ -171,8 +182,8 @@ class FeedForwardBlock:
 
 
 def route_constants(config: ModelConfig, lanes: int, shared: int = 0) -> tuple[dict[str, int], dict[str, int | float]]:
-    """Specialization and push constants of the routing kernel on subgroups of ``lanes``; it sends every token to the
-    ``shared`` experts behind the routed ones, too."""
+    """Specialization and push constants of shaders/include/expert_choice.glsl on subgroups of ``lanes``; every token is
+    sent to the ``shared`` experts behind the routed ones, too."""
     c = config
     spec = {
         "PER_LANE": -(-c.n_expert // lanes),
@@ -180,7 +191,6 @@ def route_constants(config: ModelConfig, lanes: int, shared: int = 0) -> tuple[d
         "GROUPS_PER_LANE": -(-c.n_group // lanes),
     }
     push = {
-        "experts": c.n_expert,
         "used": c.n_expert_used,
         "always": shared,
         "sigmoid_gate": int(c.gating == "sigmoid"),

@@ -182,7 +182,7 @@ CACHE_PER_HEAD = Kernel(
 SOFTMAX_CAUSAL = Kernel("softmax_causal.comp", (("scores", "rw"), _PARAMS), push=("capacity", "n_ctx", "scale"))
 ROUTE = Kernel(
     "route.comp",
-    (("logits", "r"), ("bias", "r"), ("chosen", "w"), ("weights", "rw"), _PARAMS),
+    (("logits", "r"), ("bias", "r"), ("chosen", "w"), ("shares", "rw"), _PARAMS),
     ("PER_LANE", "GROUP", "GROUPS_PER_LANE"),
     ("experts", "used", "always", "sigmoid_gate", "normalise", "scale", "groups_used", "group_best"),
 )
@@ -231,6 +231,15 @@ def normed(kernel: Kernel) -> Kernel:
     """The product of the RMS norm of its input (NORMED of ``shaders/include/matvec_buffers.glsl``)."""
     made = kernel.variant(NORMED="1")
     return replace(made, bindings=(*kernel.bindings, ("norm", "r")), push=(*kernel.push, "eps"))
+
+
+def routes(kernel: Kernel) -> Kernel:
+    """The product whose outputs are a token's router logits, by which it chooses the experts (ROUTES of
+    ``shaders/include/matvec_buffers.glsl``)."""
+    made = kernel.variant(ROUTES="1")
+    bindings = (*kernel.bindings, ("bias", "r"), ("chosen", "w"), ("shares", "rw"), ("arrivals", "rw"))
+    push = tuple(name for name in ROUTE.push if name != "experts")
+    return replace(made, bindings=bindings, spec=(*kernel.spec, *ROUTE.spec), push=(*kernel.push, *push))
 
 
 def for_shard(kernel: Kernel, push: tuple[str, ...]) -> Kernel:

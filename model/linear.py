@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from gguf import GGMLQuantizationType
+
 from model import kernels
 from model.layout import UNIT
 from model.quantized_inputs import quantized
@@ -212,6 +214,36 @@ def absorbing_linear(
     push = {**_push(weight, shard, x, y, accumulate=False), **token_push}
     buffers = {"weights": shard.buffer, "x": x.buffer, "y": y.buffer, **token_buffers}
     _launch(program, kernel, weight, buffers, tiling, push, weight.matrices + 2)
+
+
+def can_route(weight: Weight) -> bool:
+    """Whether one launch can make this product, a router's, and choose the experts: of the format that routers have, in
+    one buffer."""
+    return weight.kind is GGMLQuantizationType.F32 and len(weight.shards) == 1
+
+
+def routing_linear(
+    program: Program,
+    weight: Weight,
+    x: View,
+    logits: View,
+    norm: Norm | None,
+    choice_buffers: Mapping[str, Buffer],
+    choice_spec: Mapping[str, int],
+    choice_push: Mapping[str, int | float],
+    tiling: Tiling | None = None,
+) -> None:
+    """logits = W x' of one token, where ``can_route``, and the choice of its experts by them. Buffers are those of
+    kernels.routes; ``arrivals`` must hold 0, and does so again behind the launch. ``tiling`` as in ``linear``."""
+    tiling = tiling or Tiling.choose(program.device, weight.kind, 1)
+    (shard,) = weight.shards
+    push = _push(weight, shard, x, logits, accumulate=False)
+    buffers = {"weights": shard.buffer, "x": x.buffer, "y": logits.buffer, **choice_buffers}
+    kernel = kernels.for_device(
+        kernels.routes(_folded(tiling.of_token.plain, norm, buffers, push)), program.device.info.kind
+    )
+    push |= choice_push
+    _launch(program, kernel, weight, buffers, tiling, push, 1, spec=choice_spec)
 
 
 def both_names(one: Weight, other: Weight) -> str:

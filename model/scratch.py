@@ -81,6 +81,7 @@ def scratch_bytes(
         "router": width * c.n_expert,
         "chosen": width * slots,
         "expert_weights": width * slots,
+        "arrivals": 1,  # workgroups that have finished (shaders/include/last_workgroup.glsl)
         "counts": experts,
         "pairs": experts * width,  # [expert, T]
         "routed": width * slots * c.n_embd,  # [T, slot, n_embd]

@@ -7,6 +7,7 @@
 #extension GL_KHR_shader_subgroup_basic : require
 #extension GL_EXT_control_flow_attributes : require
 #extension GL_KHR_shader_subgroup_arithmetic : require
+#extension GL_KHR_shader_subgroup_ballot : require
 #extension GL_KHR_shader_subgroup_quad : require
 #define LANES_ALONG_ROW
 
@@ -96,4 +97,7 @@ void main() {
             y[at] = accumulate != 0u ? y[at] + total : total;
         }
     }
+#ifdef ROUTES
+    route(ROWS);
+#endif
 }

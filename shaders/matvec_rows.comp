@@ -100,4 +100,7 @@ void main() {
             y[at] = accumulate != 0u ? y[at] + total[r] : total[r];
         }
     }
+#ifdef ROUTES
+    route(ROWS * gl_SubgroupSize);
+#endif
 }

@@ -1,133 +1,27 @@
 #version 450
-// MoE routing of one token: gate scores, top-k by score plus selection bias (the lower id wins a tie), weights from the unbiased
-// scores, renormalised where the model asks for it, scaled. DeepSeek-V3 report (2024), section 2.1.2. Behind them the
-// shared experts, whose ids follow the routed ones' and whose weight is 1.
-// With GROUP > 0 only experts of the best groups take part; a group's score is that of its best expert, or of its best two
-// together (model/reference/ops.py, group_scores, says which model does which).
+// MoE routing of a chunk, a workgroup a token (expert_choice.glsl).
 #extension GL_GOOGLE_include_directive : require
 #extension GL_EXT_control_flow_attributes : require
 #extension GL_KHR_shader_subgroup_basic : require
 #extension GL_KHR_shader_subgroup_arithmetic : require
 
 layout(local_size_x_id = 0) in;
-layout(constant_id = 1) const uint PER_LANE = 8;        // ceil(experts / subgroup size)
-layout(constant_id = 2) const uint GROUP = 0;           // experts a group; 0: all are one
-layout(constant_id = 3) const uint GROUPS_PER_LANE = 1; // ceil(groups / subgroup size)
 
 layout(binding = 0) readonly buffer Logits { float logits[]; }; // [token][expert]
-layout(binding = 1) readonly buffer Bias { float bias[]; };
-layout(binding = 2) writeonly buffer Chosen { uint chosen[]; };   // [token][used + always]
-layout(binding = 3) buffer Weights { float weights[]; };           // [token][used + always]
 #define PARAMS_BINDING 4
 #include "params.glsl"
-#include "array_loop.glsl"
 
 layout(push_constant) uniform Push {
     uint experts;
-    uint used;
-    uint always;       // shared experts behind the routed ones
-    uint sigmoid_gate; // 1: sigmoid, 0: softmax
-    uint normalise;    // 1: the chosen weights are divided by their sum
-    float scale;
-    uint groups_used;
-    uint group_best;   // of a group's experts, whose scores are summed: 1 or 2
+#include "choice_push.glsl"
 };
 
-const float TAKEN = -3e38;
-const uint NONE = 0xFFFFFFFFu;
-const uint WIDTH = GROUP > 0u ? GROUP : 1u; // a divisor even where there are no groups
-
-float biased[PER_LANE]; // of experts lane, lane + subgroup size, ...
-float group_score[GROUPS_PER_LANE];
-bool open[PER_LANE]; // whether the expert's group is among the best
-
-uint mine(uint i) { return gl_SubgroupInvocationID + i * gl_SubgroupSize; }
-
-// The sum of the group's best one or two.
-float score_of(uint group) {
-    float first = TAKEN, second = TAKEN;
-    ARRAY_LOOP for (uint i = 0u; i < PER_LANE; i++) {
-        float value = mine(i) / WIDTH == group ? biased[i] : TAKEN;
-        second = max(second, min(first, value));
-        first = max(first, value);
-    }
-    float best = subgroupMax(first);
-    if (group_best == 1u || GROUP == 1u) return best;
-    uint holder = subgroupMin(first == best ? gl_SubgroupInvocationID : NONE); // of equal bests only one lane's is used up
-    return best + subgroupMax(gl_SubgroupInvocationID == holder ? second : first);
-}
-
-void close_other_groups() {
-    ARRAY_LOOP for (uint i = 0u; i < GROUPS_PER_LANE; i++) group_score[i] = TAKEN;
-    for (uint group = 0u; group * GROUP < experts; group++) {
-        float score = score_of(group);
-        ARRAY_LOOP for (uint i = 0u; i < GROUPS_PER_LANE; i++)
-            if (mine(i) == group) group_score[i] = score;
-    }
-    ARRAY_LOOP for (uint i = 0u; i < PER_LANE; i++) open[i] = false;
-    for (uint k = 0u; k < groups_used; k++) {
-        float best = TAKEN;
-        uint id = NONE;
-        ARRAY_LOOP for (uint i = 0u; i < GROUPS_PER_LANE; i++)
-            if (group_score[i] > best) { best = group_score[i]; id = mine(i); }
-        float highest = subgroupMax(best);
-        uint winner = subgroupMin(best == highest ? id : NONE);
-        ARRAY_LOOP for (uint i = 0u; i < GROUPS_PER_LANE; i++)
-            if (mine(i) == winner) group_score[i] = TAKEN;
-        ARRAY_LOOP for (uint i = 0u; i < PER_LANE; i++)
-            if (mine(i) / WIDTH == winner) open[i] = true;
-    }
-    ARRAY_LOOP for (uint i = 0u; i < PER_LANE; i++)
-        if (!open[i]) biased[i] = TAKEN;
-}
+float logit_at(uint expert) { return logits[gl_WorkGroupID.x * experts + expert]; }
+#define CHOICE_CONSTANT 1
+#define CHOICE_BINDING 1
+#include "expert_choice.glsl"
 
 void main() {
-    uint token = gl_WorkGroupID.x, slot = token * (used + always);
-    if (token >= n_tokens) return;
-    float score[PER_LANE];
-    float top = -1e30;
-    ARRAY_LOOP for (uint i = 0u; i < PER_LANE; i++) {
-        score[i] = mine(i) < experts ? logits[token * experts + mine(i)] : TAKEN;
-        top = max(top, score[i]);
-    }
-    top = subgroupMax(top);
-    float sum = 0.0;
-    ARRAY_LOOP for (uint i = 0u; i < PER_LANE; i++) {
-        score[i] = sigmoid_gate != 0u ? 1.0 / (1.0 + exp(-score[i])) : exp(score[i] - top);
-        sum += score[i];
-    }
-    float total = sigmoid_gate != 0u ? 1.0 : subgroupAdd(sum);
-    ARRAY_LOOP for (uint i = 0u; i < PER_LANE; i++) {
-        score[i] /= total;
-        biased[i] = mine(i) < experts ? score[i] + bias[mine(i)] : TAKEN;
-    }
-    if (GROUP > 0u) close_other_groups();
-    float chosen_sum = 0.0;
-    for (uint k = 0u; k < used; k++) {
-        float best = TAKEN, weight = 0.0;
-        uint id = NONE;
-        ARRAY_LOOP for (uint i = 0u; i < PER_LANE; i++) {
-            if (biased[i] > best) { best = biased[i]; weight = score[i]; id = mine(i); }
-        }
-        float highest = subgroupMax(best);
-        uint winner = subgroupMin(best == highest ? id : NONE);
-        float won = subgroupAdd(id == winner && best == highest ? weight : 0.0);
-        chosen_sum += won;
-        ARRAY_LOOP for (uint i = 0u; i < PER_LANE; i++)
-            if (mine(i) == winner) biased[i] = TAKEN;
-        if (gl_SubgroupInvocationID == 0u) {
-            chosen[slot + k] = winner;
-            weights[slot + k] = won;
-        }
-    }
-    // Only lane 0 wrote these, so only lane 0 reads them back.
-    if (gl_SubgroupInvocationID == 0u) {
-        // 1e-20 is DeepSeek's guard against a sum of zero; it changes no other sum in f32.
-        float factor = normalise != 0u ? scale / (chosen_sum + 1e-20) : scale;
-        for (uint k = 0u; k < used; k++) weights[slot + k] *= factor;
-        for (uint k = 0u; k < always; k++) {
-            chosen[slot + used + k] = experts + k;
-            weights[slot + used + k] = 1.0;
-        }
-    }
+    uint token = gl_WorkGroupID.x;
+    if (token < n_tokens) choose(experts, token * (used + always));
 }

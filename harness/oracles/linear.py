@@ -28,9 +28,10 @@ Doubles = NDArray[np.float64]
 FLOATS = Floats()
 
 
-def tiling_of(target: Target) -> Tiling:
-    """The tiling that the kernel's own constants stand for."""
-    return Tiling.of(Entry(target.kernel.file, target.spec), target.lanes)
+def tiling_of(target: Target, *names: str) -> Tiling:
+    """The tiling that the kernel's own constants stand for, or those ``names`` of them that are a product's."""
+    spec = {name: target.spec[name] for name in names or target.spec}
+    return Tiling.of(Entry(target.kernel.file, spec), target.lanes)
 
 
 def random_tensor(

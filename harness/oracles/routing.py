@@ -62,23 +62,29 @@ def route_case(
     draft.what += f", {always} always" * (always > 0)
     slots = used + always
     chosen, weights = draft.untouched(capacity * slots), draft.canary(capacity, slots)
-    buffers = {"logits": draft.upload(logits), "bias": draft.upload(bias), "chosen": chosen, "weights": weights}
+    buffers = {"logits": draft.upload(logits), "bias": draft.upload(bias), "chosen": chosen, "shares": weights}
     buffers["params"] = draft.params(3, tokens)
     spec, push = route_constants(config, info.subgroup_size, always)
-    draft.launch(kernel, buffers, (capacity, 1, 1), spec=spec, push=push)
+    draft.launch(kernel, buffers, (capacity, 1, 1), spec=spec, push={"experts": config.n_expert} | push)
     ids, values = np.full((capacity, slots), UNTOUCHED, np.uint32), np.full((capacity, slots), float(CANARY))
     ids[:tokens, used:], values[:tokens, used:] = config.n_expert + np.arange(always), 1
     ids[:tokens, :used], values[:tokens, :used] = ops.route(
         logits[:tokens].astype(np.float64), bias.astype(np.float64), config
     )
-    # exp to 3 + 2 |x| units in the last place, a sum over the experts, divisions of 2.5; twice where renormalised.
-    reach = np.abs(logits).max(axis=1, keepdims=True) * 2
-    tolerance = 2 * U * 2 * (3 + 2 * reach + config.n_expert / 2 + 8) * np.abs(values)
+    tolerance = choice_error(config, np.abs(logits).max(axis=1, keepdims=True)) * np.abs(values)
     tolerance[tokens:], tolerance[:, used:] = 0, 0
     axes = ("token", "slot")
     return draft.case(
         {chosen: Expected(ids, np.uint32, axes=axes), weights: Expected(values, tolerance=tolerance, axes=axes)}
     )
+
+
+def choice_error(config: ModelConfig, largest: NDArray[np.floating] | float) -> NDArray[np.floating] | float:
+    """How much of itself a chosen expert's weight may be off where no logit is above ``largest``.
+
+    exp to 3 + 2 |x| units in the last place, a sum over the experts, divisions of 2.5; twice where renormalised.
+    """
+    return 2 * U * 2 * (3 + 2 * (2 * largest) + config.n_expert / 2 + 8)
 
 
 def decided_rows(
@@ -125,25 +131,27 @@ def vanishing_route_case(info: DeviceInfo, kernel: Kernel, config: ModelConfig) 
 
 def route_cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
     """Every gate with as many experts, and groups, as the kernel's constants have room for."""
-    lanes, group = target.lanes, target.spec["GROUP"]
-    room = target.spec["PER_LANE"] * lanes
-    least = room - lanes + 1
+    for config in choice_configs(target, rng):
+        yield random_route_case(target.info, rng, target.kernel, config, int(rng.integers(3)))
+        yield tied_route_case(target.info, rng, target.kernel, config)
+    if not target.spec["GROUP"]:
+        room = target.spec["PER_LANE"] * target.lanes
+        yield vanishing_route_case(target.info, target.kernel, config_of(room, min(room, 4)))
+
+
+def choice_configs(target: Target, rng: np.random.Generator) -> Iterator[ModelConfig]:
+    """Models with each gate that the choice's constants have room for: most experts, fewest, any number; all groups."""
+    group, room = target.spec["GROUP"], target.spec["PER_LANE"] * target.lanes
+    least = room - target.lanes + 1
     for gating in ("sigmoid", "softmax"):
         if group:
             groups = _groups(target)
             used = min(6, group * max(1, groups // 2))
-            configs = [config_of(groups * group, used, gating, groups=groups, groups_used=max(1, groups // 2))]
+            yield config_of(groups * group, used, gating, groups=groups, groups_used=max(1, groups // 2))
         else:
             sizes = (room, least, int(rng.integers(least, room + 1)))
-            configs = [
-                config_of(n, min(n, used), gating, norm)
-                for n, used, norm in zip(sizes, (4, 8, 1), (True, False, True), strict=True)
-            ]
-        for config in configs:
-            yield random_route_case(target.info, rng, target.kernel, config, int(rng.integers(3)))
-            yield tied_route_case(target.info, rng, target.kernel, config)
-    if not group:
-        yield vanishing_route_case(target.info, target.kernel, config_of(room, min(room, 4)))
+            for n, used, norm in zip(sizes, (4, 8, 1), (True, False, True), strict=True):
+                yield config_of(n, min(n, used), gating, norm)
 
 
 def _groups(target: Target) -> int:

@@ -13,6 +13,7 @@ from harness.oracles import absorbing, linear
 from harness.oracles.case import CANARY, Case, Draft, Expected, Target, U
 from harness.oracles.inputs import largest_error
 from harness.oracles.linear import ROUTINGS, Normed, norm_error, random_tensor, tiling_of, uploaded
+from harness.oracles.router import router_cases
 from model.kernels import weight_kind
 from model.linear import View, gated_linear, summed_linear
 from model.reference import ops
@@ -136,6 +137,9 @@ def summed_case(
 
 def cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
     """One row, odd numbers over several workgroups, splits; and all that a plain product must hold."""
+    if target.has("ROUTES"):
+        yield from router_cases(target, rng)
+        return
     gates, sums = target.has("GATED"), target.has("SUMMED")
     if not gates and not sums:
         yield from (absorbing if target.has("ABSORBS") else linear).cases(target, rng)

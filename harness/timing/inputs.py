@@ -193,6 +193,10 @@ def _gate(inputs: Inputs, name: str) -> Array:
     return -inputs._rng.uniform(0.1, 2, min(_TILE, inputs._words(name))).astype(np.float32)
 
 
+def _nothing(inputs: Inputs, name: str) -> Array:
+    return np.zeros(1, np.uint32)
+
+
 def _three(inputs: Inputs, name: str) -> Array:
     return np.full(1, 3, np.float32)
 
@@ -202,6 +206,7 @@ _SPECIAL: dict[tuple[str, str], Callable[[Inputs, str], Array]] = {
     ("", "params"): _params,
     ("", "experts"): _experts,
     ("", "tile"): _tile,
+    ("", "arrivals"): _nothing,
     ("", "keys"): _cached,
     ("group_by_expert.comp", "chosen"): _chosen,
     **{(file, "counts"): _counts for file in CHUNK_PRODUCTS},

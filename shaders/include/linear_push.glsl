@@ -34,4 +34,7 @@ layout(push_constant) uniform Push {
 #ifdef NORMED
     float eps;         // of the input's norm
 #endif
+#ifdef ROUTES
+#include "choice_push.glsl"
+#endif
 };

@@ -4,9 +4,14 @@
 //   GATED: y = silu(W x) * (V x), where V's buffer is laid out as W's.
 //   NORMED: x stands for its RMS norm. A product is linear, so x is multiplied by the norm's weights where it is loaded
 //   and the sums by the inverse root mean square, which every subgroup finds by the way since it loads all of x.
+//   ROUTES: the last workgroup to finish takes y for a token's router logits and chooses its experts.
 //   ABSORBS: absorbing.glsl.
 layout(binding = 1) readonly buffer Input { vec4 x[]; };
+#ifdef ROUTES
+layout(binding = 2) coherent buffer Output { float y[]; };
+#else
 layout(binding = 2) buffer Output { float y[]; };
+#endif
 #ifdef CHOSEN
 layout(binding = 3) readonly buffer Experts { uint expert_of[]; };
 #define AFTER_EXPERTS 4
@@ -34,6 +39,23 @@ layout(binding = AFTER_EXPERTS) readonly buffer Shares { float share_of[]; };
 #ifdef NORMED
 layout(binding = AFTER_UP) readonly buffer Norm { vec4 norm[]; };
 float squares = 0.0; // of the inputs that the lane loaded
+#define AFTER_NORM (AFTER_UP + 1)
+#else
+#define AFTER_NORM AFTER_UP
+#endif
+
+#ifdef ROUTES
+float logit_at(uint expert) { return y[y_offset + expert]; }
+#define CHOICE_CONSTANT 2
+#define CHOICE_BINDING AFTER_NORM
+#include "expert_choice.glsl"
+#define ARRIVALS_BINDING (AFTER_NORM + 3)
+#include "last_workgroup.glsl"
+
+// Choose, in the last of the workgroups of `rows_each` rows.
+void route(uint rows_each) {
+    if (is_last((rows + rows_each - 1u) / rows_each)) choose(rows, 0u);
+}
 #endif
 
 // Row r of a lane is one of V where rows of W, ROWS of them, are behind it.

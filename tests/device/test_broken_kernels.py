@@ -178,6 +178,16 @@ def test_a_wrong_product_is_found_in_every_form(folder: Path, capsys: pytest.Cap
     assert "\n2 of 3 variants fail, " in out
 
 
+@pytest.mark.parametrize("old", ["if (subgroupElect()) arrivals = 0u;", "before + 1u < of"])
+def test_a_wrong_count_of_workgroups_is_found(folder: Path, capsys: pytest.CaptureFixture[str], old: str) -> None:
+    """One that the next launch would go on from; one that has another workgroup, or two, choose."""
+    edit(folder / "include" / "last_workgroup.glsl", old, old.replace("1u", "2u") if "1u" in old else "")
+    assert main(["shaders", "check", "matvec* f32*routes"]) == 1
+    out = capsys.readouterr().out
+    assert out.count("FAIL") == 4 and out.count("compiled, valid, as declared") == 4
+    assert "arrivals[element 0] is " in out and "all 4" not in out
+
+
 def test_all_is_well_and_repeats(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["shaders", "check", "silu_mul", "--seed", "5"]) == 0
     first = capsys.readouterr().out

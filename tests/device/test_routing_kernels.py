@@ -7,6 +7,7 @@ import pytest
 from helpers import hold
 
 from harness.oracles.case import Case
+from harness.oracles.router import router_case
 from harness.oracles.routing import (
     SIZES,
     config_of,
@@ -20,8 +21,11 @@ from harness.oracles.routing import (
 from model import kernels
 from model.config import ModelConfig
 from model.reference import ops
+from model.tiling import Tiling
 from vkbackend.device import Device
 from vkbackend.kernel import Kernel
+from vkbackend.pace import Pace
+from vkbackend.tuning import Entry
 
 # (experts, used, groups, groups used): groups of one expert, narrower and wider than a subgroup, no multiples of it,
 # more than it; DeepSeek-V2's, DeepSeek-V3's and Kimi-K2's (which has one).
@@ -105,6 +109,45 @@ def test_ties_go_to_the_lowest_id(device: Device, kernel: Kernel, experts: int, 
 
 def test_scores_that_all_vanish_weigh_nothing(device: Device, kernel: Kernel) -> None:
     hold(device, vanishing_route_case(device.info, kernel, config_of(24, 4)))
+
+
+@pytest.fixture(params=[kernels.MATVEC.file, kernels.MATVEC_ROWS.file])
+def tiling(request: pytest.FixtureRequest, device: Device) -> Tiling:
+    """Both forms of a token's product, whichever is the device's, with one row a lane or subgroup: many workgroups."""
+    return Tiling.of(Entry(request.param, {"ROWS": 1}), device.subgroup_size)
+
+
+@pytest.mark.parametrize(("experts", "used"), SIZES)
+@pytest.mark.parametrize("gating", ["sigmoid", "softmax"])
+@pytest.mark.parametrize("normed", [True, False])
+def test_a_router_chooses_in_its_last_workgroup(
+    device: Device, tiling: Tiling, experts: int, used: int, gating: str, normed: bool
+) -> None:
+    rng = np.random.default_rng(experts * used)
+    config = config_of(experts, used, gating)
+    hold(device, router_case(device.info, rng, config, 224, tiling, normed=normed, always=experts % 3))
+
+
+@pytest.mark.parametrize(("experts", "used", "groups", "groups_used"), GROUPED)
+def test_a_router_chooses_within_the_best_groups(
+    device: Device, tiling: Tiling, experts: int, used: int, groups: int, groups_used: int
+) -> None:
+    rng = np.random.default_rng(experts + groups)
+    config = config_of(experts, used, groups=groups, groups_used=groups_used)
+    hold(device, router_case(device.info, rng, config, 64, tiling, normed=True))
+
+
+def test_a_router_submitted_in_pieces_chooses_once(device: Device, tiling: Tiling) -> None:
+    """One workgroup, as many again, and so on, as what the device does not know is run; then all at once."""
+    before, device.pace = device.pace, Pace()
+    try:
+        rng = np.random.default_rng(3)
+        case = router_case(device.info, rng, config_of(61, 8), 224, tiling, normed=True, runs=4)
+        submissions = device.pace.submissions
+        hold(device, case)
+        assert device.pace.submissions - submissions > 4
+    finally:
+        device.pace = before
 
 
 @pytest.mark.parametrize(("experts", "used"), SIZES)

@@ -20,6 +20,7 @@ from vkbackend.buffer import Buffer
 from vkbackend.device import Device
 from vkbackend.errors import DeviceError, InputError
 from vkbackend.memory import Room
+from vkbackend.pace import Pace
 
 ROUNDING = 4096  # bytes by which a driver rounds an allocation up at most
 
@@ -334,6 +335,39 @@ def test_context_beyond_one_binding_is_refused_before_it_is_allocated(
         f"context {most + 1} on path {path} takes more than the {limit} bytes that {device.info.name} binds at most: "
         f"use a context of at most {most}"
     )
+
+
+@pytest.mark.parametrize("name", ["awkward", "lite", "grouped"])
+def test_a_token_that_failed_midway_misleads_no_later_one(
+    small_models: dict[str, SmallModel], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """A submission fails where some of a router's workgroups have run, and counted themselves."""
+    small = small_models[name]
+    device, session = small.model.device, small.session("mla", 8)
+    session.rewind(0)
+    expected = step(session, 5)
+    session.rewind(0)
+    run, arrivals = device.run, session._scratch["arrivals"]
+
+    def failing(sequence: object, what: str) -> float:
+        seconds = run(sequence, what)
+        if arrivals.download(np.uint32, 1)[0] != 0:
+            raise DeviceError("no more")
+        return seconds
+
+    before, device.pace = device.pace, Pace()  # which runs every launch in pieces
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(device, "run", failing)
+            with pytest.raises(DeviceError, match="no more"):
+                session.decode(5)
+        assert session.n_past == 0 and arrivals.download(np.uint32, 1)[0] != 0
+        for _ in range(2):
+            np.testing.assert_array_equal(step(session, 5), expected)
+            session.rewind(0)
+        assert arrivals.download(np.uint32, 1)[0] == 0
+    finally:
+        device.pace = before
 
 
 def test_logits_that_are_not_finite_are_an_error(embedded: SmallModel, device: Device) -> None:

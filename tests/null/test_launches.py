@@ -55,8 +55,7 @@ DENSE = [
 ]
 MIXTURE = [
     *DENSE[:7],
-    "matvec ffn_gate_inp",
-    "route",
+    "matvec ffn_gate_inp",  # of the norm of x, and the choice of experts
     "matvec ffn_gate_exps + ffn_gate_shexp + ffn_up_exps + ffn_up_shexp",
     "matvec ffn_down_exps + ffn_down_shexp",  # summed over the slots, added to x
 ]
