@@ -11,6 +11,9 @@ GIB = 2**30
 GHZ = 10**9
 # A compute unit starts 64 lanes' instructions in a cycle: two SIMDs of 32 lanes (AMD, RDNA white paper, 2019).
 LANES_PER_UNIT = 64
+# A product of two matrices of 16 x 16 halves takes a SIMD 32 cycles (AMD, "How to accelerate AI applications on RDNA 3
+# using WMMA", 2023), a unit 16 of all its lanes.
+LANE_INSTRUCTIONS_OF_A_MATRIX = 16 * LANES_PER_UNIT
 MOST_WAVES = 16  # of a SIMD, from RDNA2 on (Mesa, src/amd/common/ac_gpu_info.c: max_waves_per_simd)
 SHARED_BYTES_PER_SIMD = 32 * 1024  # lds_size_per_workgroup over num_simd_per_compute_unit, the same file
 

@@ -23,6 +23,7 @@ from harness.running import file_names, load_in_groups, open_files, open_session
 from harness.turns import open_or_refuse, side_by_side
 from model.config import ModelConfig
 from model.engine import Model, Session
+from model.kernels import CHUNK_PRODUCTS, EMBED, TOKEN_PRODUCTS
 from model.layout import Path, cache_bytes, cache_bytes_per_token
 from vkbackend.device import Device, open_device
 from vkbackend.errors import InputError
@@ -33,7 +34,7 @@ SCHEMA_VERSION = 1
 _SEED = 1
 _PROFILES = 5  # profiled tokens: their shares' medians are taken
 # The kernels that read weights, where they do not read a cache.
-_PRODUCTS = ("matvec.comp", "matvec_rows.comp", "matmul.comp", "embed.comp")
+_PRODUCTS = (*TOKEN_PRODUCTS, *CHUNK_PRODUCTS, EMBED.file)
 
 
 @dataclass(frozen=True)

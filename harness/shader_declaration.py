@@ -21,7 +21,12 @@ CAPABILITIES = {
 }
 
 # What a kernel may need besides, where it says that it needs the feature.
-OF_FEATURES = {"shaderIntegerDotProduct": {6018: "DotProductInput4x8BitPacked", 6019: "DotProduct"}}
+OF_FEATURES = {
+    "shaderIntegerDotProduct": {6018: "DotProductInput4x8BitPacked", 6019: "DotProduct"},
+    "shaderFloat16": {9: "Float16"},
+    "vulkanMemoryModel": {5345: "VulkanMemoryModel"},
+    "cooperativeMatrix": {6022: "CooperativeMatrixKHR"},
+}
 
 
 def differences(kernel: Kernel, found: Reflection) -> list[str]:

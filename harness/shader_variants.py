@@ -23,7 +23,7 @@ from model.mix import mix_types
 from model.norm import norm_held
 from model.prompt_attention import TILED_FROM
 from model.tensors import SUPPORTED_TYPES, file_tensors
-from model.tiling import ROLES, candidates, purpose, usual
+from model.tiling import IN_HALVES, ROLES, candidates, purpose, usual
 from model.weights import NARROW_SUBGROUP
 from vkbackend import health, peaks, staging
 from vkbackend.errors import InputError
@@ -258,7 +258,11 @@ def _alternatives(config: ModelConfig, mix: str, info: DeviceInfo, path: Path, s
         roles = ("", "routed")
         told = Tuning({purpose(k, 2, role): usual(k, 2, lanes, role, file) for k in kinds for role in roles})
         for variant in _variants(config, mix, info, [path], replace(shape, tuning=told), kinds) if kinds else ():
-            if variant.launch.kernel.file in (file, kernels.QUANTIZE_INPUTS.file):
+            launch = variant.launch
+            # Of the many types of experts in halves, which compile slowly, only those of the mix.
+            if file in IN_HALVES and variant.rank and "ROUTED" in launch.kernel.macros:
+                continue
+            if launch.kernel.file in (file, kernels.QUANTIZE_INPUTS.file):
                 yield variant
 
 

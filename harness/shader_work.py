@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
-from harness.chips import Chip
+from harness.chips import LANE_INSTRUCTIONS_OF_A_MATRIX, Chip
 from model.kernels import cache_kind, weight_kind
 from model.layout import latent_row_bytes
-from vkbackend.isa import Counts, Loop, find_loops
+from vkbackend.isa import Counts, Loop, find_loops, hottest
 from vkbackend.program import Launch
 
 UNIT = 32  # weights that a lane decodes at a time (shaders/include/unit.glsl)
@@ -33,12 +33,14 @@ class Work:
         per_lane: units that a lane makes in a pass, of its launch and the subgroup's size.
         inner_passes: passes of the inner loops, in order, in a pass of the hottest.
         bytes_read: bytes that a unit must be read from memory: what no cache can save.
+        around: None where the loop is an outermost one; else how many loops farther out than the hottest.
     """
 
     unit: str
     per_lane: Callable[[Launch, int], float]
     inner_passes: Callable[[Launch], tuple[float, ...]]
     bytes_read: Callable[[Launch], float]
+    around: int | None = None
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,15 @@ def _attention_passes(launch: Launch) -> tuple[float, ...]:
     return -(-pairs // scored), -(-spec["TILE"] // ROWS_AT_ONCE)
 
 
+def _tile_of_a_lane(launch: Launch, lanes: int) -> float:
+    return UNIT * launch.spec["ROWS"] * launch.spec["TOKENS"] / lanes
+
+
+def _pieces(launch: Launch) -> tuple[float, ...]:
+    """Of the loop over a unit's pieces (shaders/include/fragments.glsl)."""
+    return (UNIT * 2 / 16,)
+
+
 def _none(launch: Launch) -> tuple[float, ...]:
     return ()
 
@@ -119,6 +130,8 @@ WORK = {
     "matvec_rows.comp": Work("weight", _rows, _none, _weight_bytes),
     "matmul.comp": Work("weight and token", _rows_by_tokens, _none, _weight_bytes_a_token),
     "matmul_dot.comp": Work("weight and token", _step_by_tokens, _none, _weight_bytes_a_token),
+    "matmul_halves.comp": Work("weight and token", _tile_of_a_lane, _pieces, _weight_bytes_a_token, around=1),
+    "matmul_cooperative.comp": Work("weight and token", _tile_of_a_lane, _none, _weight_bytes_a_token, around=0),
     "embed.comp": Work("weight", lambda launch, lanes: UNIT, _none, _weight_bytes),
     "attention_latent.comp": Work(
         "cache row and head",
@@ -136,7 +149,10 @@ def unit_cost(launch: Launch, assembly: str, subgroup: int, chip: Chip | None) -
     if work is None:
         return None
     passes = work.inner_passes(launch)
-    loops = [loop for loop in find_loops(assembly) if not passes or len(loop.inner) == len(passes)]
+    loops = find_loops(assembly)
+    if work.around is not None:
+        loops = hottest(loops)[-1 - work.around :][:1]
+    loops = [loop for loop in loops if not passes or len(loop.inner) == len(passes)]
     if not loops:
         return None
 
@@ -149,8 +165,9 @@ def unit_cost(launch: Launch, assembly: str, subgroup: int, chip: Chip | None) -
     cost = UnitCost(work.unit, counts.valu / made, counts.loaded_bytes / made, bytes_read)
     if chip is None:
         return cost
+    matrices = counts.matrices * (LANE_INSTRUCTIONS_OF_A_MATRIX / subgroup - 1)  # of which each is counted once
     return UnitCost(
         *(cost.unit, cost.valu, cost.loaded_bytes, bytes_read),
-        compute_seconds=cost.valu / chip.lane_instructions,
+        compute_seconds=(cost.valu + matrices / made) / chip.lane_instructions,
         memory_seconds=bytes_read / chip.bandwidth,
     )

@@ -189,7 +189,8 @@ def _watched(args: argparse.Namespace, device: DeviceInfo | None, chip: DeviceIn
     if device:
         shape = Shape(most_bytes=QUICK_BYTES, tuning=load_tuning(device))
         on_device = find_variants(preset, args.mix, device, everything=True, shape=shape)
-    on_chip = find_variants(preset, args.mix, replace(chip, subgroup_size=args.subgroup)) if chip else []
+    wide = replace(chip, subgroup_size=args.subgroup) if chip else None
+    on_chip = find_variants(preset, args.mix, wide, alternatives=True) if wide else []
     pairs = {one.name: one for one in pair_variants(on_device, on_chip)}
     return [pairs[name] for name in choose(pairs, args.kernels)]
 

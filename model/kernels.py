@@ -61,6 +61,14 @@ _DOT = ("shaderIntegerDotProduct",)
 MATMUL_DOT = replace(MATMUL, file="matmul_dot.comp", needs=_DOT)
 MATMUL_DOT_ROUTED = replace(MATMUL_ROUTED, file="matmul_dot.comp", needs=_DOT)
 
+# The same in halves, with devices' 16-bit arithmetic and by cooperative matrices.
+_HALVES = ("shaderFloat16",)
+MATMUL_HALVES = replace(MATMUL, file="matmul_halves.comp", needs=_HALVES)
+MATMUL_HALVES_ROUTED = replace(MATMUL_ROUTED, file="matmul_halves.comp", needs=_HALVES)
+_MATRICES = (*_HALVES, "vulkanMemoryModel", "cooperativeMatrix")
+MATMUL_COOPERATIVE = replace(MATMUL, file="matmul_cooperative.comp", needs=_MATRICES)
+MATMUL_COOPERATIVE_ROUTED = replace(MATMUL_ROUTED, file="matmul_cooperative.comp", needs=_MATRICES)
+
 
 @dataclass(frozen=True)
 class TokenProducts:
@@ -90,7 +98,12 @@ TOKEN_PRODUCTS = {
 }
 CHUNK_PRODUCTS = {
     products.plain.file: products
-    for products in (ChunkProducts(MATMUL, MATMUL_ROUTED), ChunkProducts(MATMUL_DOT, MATMUL_DOT_ROUTED))
+    for products in (
+        ChunkProducts(MATMUL, MATMUL_ROUTED),
+        ChunkProducts(MATMUL_DOT, MATMUL_DOT_ROUTED),
+        ChunkProducts(MATMUL_HALVES, MATMUL_HALVES_ROUTED),
+        ChunkProducts(MATMUL_COOPERATIVE, MATMUL_COOPERATIVE_ROUTED),
+    )
 }
 
 QUANTIZE_INPUTS = Kernel(

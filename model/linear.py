@@ -14,7 +14,7 @@ from gguf import GGMLQuantizationType
 from model import kernels
 from model.layout import UNIT
 from model.quantized_inputs import quantized
-from model.tiling import Tiling
+from model.tiling import IN_HALVES, Tiling
 from model.weights import Shard, Weight, reads_texels
 from vkbackend.buffer import Buffer
 from vkbackend.kernel import Kernel
@@ -293,6 +293,8 @@ def _launch(
     made = kernels.for_format(kernel, weight.kind, weight.interleaved)
     if tiling.kernel in kernels.CHUNK_PRODUCTS and reads_texels(program.device.info):
         made = kernels.with_texels(made, "x")
+    if tiling.kernel in IN_HALVES:
+        made = kernels.for_device(made, program.device.info.kind)
     program.launch(
         made, buffers, grid, spec=tiling.spec | dict(spec or {}), push=push, label=label or weight.name, deep=deep
     )

@@ -11,7 +11,7 @@ from model import kernels
 from model.block_formats import IN_PIECES, SMALL_INTEGERS
 from model.weights import NARROW_SUBGROUP
 from vkbackend.device import Device
-from vkbackend.physical import DeviceInfo
+from vkbackend.physical import DeviceInfo, MatrixShape
 from vkbackend.tuning import Entry
 
 # One token. Wide subgroups: matvec.comp, this many rows a subgroup: RADV makes 48 registers of two on phoenix, 10 waves
@@ -26,7 +26,13 @@ LANE_ROWS, LANE_ROWS_IN_PIECES = 1, 8
 MATMUL_NARROW, MATMUL_NARROW_IN_PIECES, MATMUL_WIDE = (2, 4), (4, 4), (2, 8)
 # matmul_dot.comp, where a tuning has it: on phoenix 2 x 16 starts 0.89 of the instructions of 2 x 8 for Q4_K.
 DOT_NARROW, DOT_WIDE = (2, 8), (2, 16)
+# The same in halves: rows by tokens of a workgroup's tile. RADV's estimate for each result on phoenix, Q4_K: packed
+# 64 x 32 0.78 of 64 x 16, matrices 64 x 64 0.84 of 64 x 32. An expert has few tokens.
+HALVES_STEP, HALVES_ROWS, HALVES_TOKENS, MATRICES_TOKENS = 16, 64, 32, 64
+HALVES_BYTES = 80  # of shared memory a row, or token, of a tile (shaders/include/fragments.glsl)
+MATRIX = MatrixShape(16, 16, 16, "f16", "f32")  # what matmul_cooperative.comp multiplies
 MOST_RESULTS = 64  # sums that a lane of a tuned tiling keeps; lavapipe compiles 256 for more than two minutes
+IN_HALVES = (kernels.MATMUL_HALVES.file, kernels.MATMUL_COOPERATIVE.file)
 
 
 @dataclass(frozen=True)
@@ -54,7 +60,7 @@ class Tiling:
     def of(cls, entry: Entry, lanes: int) -> Tiling:
         """The tiling that a kernel's constants stand for on subgroups of ``lanes``."""
         spec = dict(entry.constants)
-        rows = spec["ROWS"] * (1 if entry.kernel == kernels.MATVEC.file else lanes)
+        rows = spec["ROWS"] * (1 if entry.kernel in (kernels.MATVEC.file, *IN_HALVES) else lanes)
         return cls(entry.kernel, spec, rows, spec.get("TOKENS", 1))
 
     @property
@@ -85,9 +91,17 @@ def candidates(kind: GGMLQuantizationType, tokens: int, info: DeviceInfo, role: 
     packed = kind in SMALL_INTEGERS
     return [
         file
-        for file, products in kernels.CHUNK_PRODUCTS.items()
-        if set(products.plain.needs) <= set(info.features) and (packed or file != kernels.MATMUL_DOT.file)
+        for file in kernels.CHUNK_PRODUCTS
+        if not lacking(file, info) and (packed or file != kernels.MATMUL_DOT.file)
     ]
+
+
+def lacking(file: str, info: DeviceInfo) -> str:
+    """What the kernel needs and the device has not; "" where nothing."""
+    missing = [name for name in kernels.CHUNK_PRODUCTS[file].plain.needs if name not in info.features]
+    if not missing and file == kernels.MATMUL_COOPERATIVE.file and MATRIX not in info.matrix_shapes:
+        return "cooperative matrices of 16 x 16 x 16 halves with sums in f32"
+    return " and ".join(missing)
 
 
 def unfit(entry: Entry, kind: GGMLQuantizationType, tokens: int, info: DeviceInfo, role: str = "") -> str:
@@ -95,15 +109,43 @@ def unfit(entry: Entry, kind: GGMLQuantizationType, tokens: int, info: DeviceInf
     it can."""
     fitting = candidates(kind, tokens, info, role)
     if entry.kernel not in fitting:
+        if tokens > 1 and entry.kernel in kernels.CHUNK_PRODUCTS and (missing := lacking(entry.kernel, info)):
+            return f"has the kernel {entry.kernel}, which needs {missing}, expected {' or '.join(fitting)}"
         return f"has the kernel {entry.kernel}, expected {' or '.join(fitting)}"
     names = (kernels.TOKEN_PRODUCTS if tokens == 1 else kernels.CHUNK_PRODUCTS)[entry.kernel].plain.spec
     if set(entry.constants) != set(names):
         return f"has the constants {', '.join(entry.constants) or 'none'}, expected {', '.join(names)}"
     rows, each = entry.constants["ROWS"], entry.constants.get("TOKENS", 1)
+    if entry.kernel in IN_HALVES:
+        return _unfit_tile(rows, each, info)
     most = MOST_RESULTS // (2 if role == "gated" else 1)
     if not (rows >= 1 and each >= 1 and rows * each <= most):
         return f"has {rows} rows by {each} tokens a lane, expected 1 to {most} results"
     return ""
+
+
+def _unfit_tile(rows: int, tokens: int, info: DeviceInfo) -> str:
+    """Why no subgroup of the device can make such a tile in halves; "" where it can."""
+    lanes = info.subgroup_size
+    row_step, token_step = max(HALVES_STEP, lanes), max(HALVES_STEP, lanes // 4)
+    if not rows or rows % row_step or not tokens or tokens % token_step:
+        return f"has {rows} rows by {tokens} tokens, expected multiples of {row_step} and {token_step}"
+    if rows * tokens > MOST_RESULTS * lanes:
+        return f"has {rows} rows by {tokens} tokens, expected at most {MOST_RESULTS * lanes} results"
+    if (rows + tokens) * HALVES_BYTES + 4 * tokens > info.shared_memory:
+        most = info.shared_memory // HALVES_BYTES
+        return f"has {rows} rows by {tokens} tokens, expected fewer than {most} together, for shared memory to hold"
+    return ""
+
+
+def _usual_tile(kernel: str, lanes: int, role: str) -> dict[str, int]:
+    """Of a kernel in halves. The least on narrow subgroups, of which no lane keeps more results than on wide ones."""
+    least = max(HALVES_STEP, lanes // 4)
+    if lanes < NARROW_SUBGROUP:
+        return {"ROWS": HALVES_STEP, "TOKENS": least}
+    tokens = min(MATRICES_TOKENS, lanes) if kernel == kernels.MATMUL_COOPERATIVE.file else HALVES_TOKENS
+    rows = max(lanes, min(2 * lanes, HALVES_ROWS))
+    return {"ROWS": rows, "TOKENS": least if role == "routed" else max(least, tokens)}
 
 
 def usual(kind: GGMLQuantizationType, tokens: int, lanes: int, role: str = "", kernel: str = "") -> Entry:
@@ -116,6 +158,7 @@ def usual(kind: GGMLQuantizationType, tokens: int, lanes: int, role: str = "", k
         kernels.MATVEC_ROWS.file: {"ROWS": max(1, (LANE_ROWS_IN_PIECES if in_pieces else LANE_ROWS) // matrices)},
         kernels.MATMUL.file: {"ROWS": rows, "TOKENS": each},
         kernels.MATMUL_DOT.file: dict(zip(("ROWS", "TOKENS"), DOT_NARROW if narrow else DOT_WIDE, strict=True)),
+        **{file: _usual_tile(file, lanes, role) for file in IN_HALVES},
     }
     if not kernel:
         kernel = (kernels.MATMUL if tokens > 1 else kernels.MATVEC_ROWS if narrow else kernels.MATVEC).file

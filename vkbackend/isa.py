@@ -20,9 +20,11 @@ _WIDTHS |= {"dwordx4": 16, "dwordx3": 12, "dwordx2": 8, "dword": 4, "ushort": 2,
 
 @dataclass(frozen=True)
 class Counts:
-    """Instructions of each class. A dual-issued pair (RDNA3's v_dual_) is one; ``loaded_bytes`` are a lane's."""
+    """Instructions of each class. A dual-issued pair (RDNA3's v_dual_) is one; ``loaded_bytes`` are a lane's; of
+    ``valu`` some are products of ``matrices``."""
 
     valu: float = 0
+    matrices: float = 0
     salu: float = 0
     vmem_loads: float = 0
     vmem_stores: float = 0
@@ -54,6 +56,20 @@ class Loop:
         for index, loop in enumerate(self.inner):
             counts += loop.total().times(inner_passes[index] if index < len(inner_passes) else 1)
         return counts
+
+
+def hottest(loops: Sequence[Loop]) -> list[Loop]:
+    """From an outermost loop inwards to the one without inner loops that has most products of matrices, or, where none
+    has any, most vector instructions."""
+
+    def ways(loop: Loop) -> list[list[Loop]]:
+        return [[loop, *way] for inner in loop.inner for way in ways(inner)] or [[loop]]
+
+    return max(
+        (way for loop in loops for way in ways(loop)),
+        key=lambda way: (way[-1].own.matrices, way[-1].own.valu),
+        default=[],
+    )
 
 
 def find_loops(assembly: str) -> list[Loop]:
@@ -96,7 +112,7 @@ def _blocks(assembly: str) -> list[tuple[str, list[str]]]:
 def _count(line: str) -> Counts:
     name = line.split()[0] if line else ""
     if name.startswith("v_"):
-        return Counts(valu=1)
+        return Counts(valu=1, matrices=int(name.startswith("v_wmma")))
     if name.startswith(("buffer_", "global_", "flat_")):
         if "_load" not in name:
             return Counts(vmem_stores=1)

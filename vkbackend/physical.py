@@ -38,6 +38,7 @@ _FEATURES: dict[str, tuple[str, tuple[int, int] | None, str | None]] = {
     "shaderIntegerDotProduct": ("ShaderIntegerDotProductFeatures", (1, 3), "VK_KHR_shader_integer_dot_product"),
     "subgroupSizeControl": ("SubgroupSizeControlFeatures", (1, 3), "VK_EXT_subgroup_size_control"),
     "computeFullSubgroups": ("SubgroupSizeControlFeatures", (1, 3), "VK_EXT_subgroup_size_control"),
+    "vulkanMemoryModel": ("VulkanMemoryModelFeatures", (1, 2), "VK_KHR_vulkan_memory_model"),
     "cooperativeMatrix": ("CooperativeMatrixFeaturesKHR", None, "VK_KHR_cooperative_matrix"),
     "pipelineExecutableInfo": (
         "PipelineExecutablePropertiesFeaturesKHR",
@@ -48,6 +49,10 @@ _FEATURES: dict[str, tuple[str, tuple[int, int] | None, str | None]] = {
     "maintenance4": ("Maintenance4Features", (1, 3), "VK_KHR_maintenance4"),
     "bufferDeviceAddress": ("BufferDeviceAddressFeatures", (1, 2), "VK_KHR_buffer_device_address"),
 }
+_MATRICES = "vkGetPhysicalDeviceCooperativeMatrixPropertiesKHR"
+_SUBGROUP_SCOPE = 3  # VkScopeKHR
+# VkComponentTypeKHR of what shaders/include/fragments.glsl multiplies and adds.
+_COMPONENTS = {0: "f16", 1: "f32"}
 _MEMORY_BUDGET = "VK_EXT_memory_budget"  # an extension that has no feature, listed as one
 FEATURES = (*_FEATURES, "memoryBudget")
 # The same for properties.
@@ -95,6 +100,17 @@ class MemoryType:
 
 
 @dataclass(frozen=True)
+class MatrixShape:
+    """A product that a subgroup makes at once, [m, k] times [k, n]: the types of its factors and of its sums."""
+
+    m: int
+    n: int
+    k: int
+    factors: str  # "f16" or "f32"
+    sums: str
+
+
+@dataclass(frozen=True)
 class DeviceInfo:
     """What one physical device is and allows. Sizes in bytes, times in nanoseconds."""
 
@@ -126,6 +142,7 @@ class DeviceInfo:
     max_workgroup_invocations: int
     timestamp_bits: int  # valid ones on the first queue family that computes, which Kompute takes; 0: no timestamps
     timestamp_period_ns: float  # 0 on a null device, whose clock has no frequency
+    matrix_shapes: tuple[MatrixShape, ...] = ()  # floating-point products of a subgroup (VK_KHR_cooperative_matrix)
 
     @property
     def unified(self) -> bool:
@@ -180,8 +197,8 @@ def _version(packed: int) -> str:
 class _Physical:
     """One physical device under the package's raw entry points, whose wrappers lose what a structure chains."""
 
-    def __init__(self, vk: Any, raw: Any, handle: Any) -> None:
-        self.vk, self.ffi, self.lib, self.handle = vk, raw.ffi, raw.lib, handle
+    def __init__(self, vk: Any, raw: Any, instance: Any, handle: Any) -> None:
+        self.vk, self.ffi, self.lib, self.instance, self.handle = vk, raw.ffi, raw.lib, instance, handle
         # The whole structure is kept: what is inside one does not keep its memory.
         self._whole = self._filled("Properties2", [], raw.lib.vkGetPhysicalDeviceProperties2)["Properties2"]
         self.properties = self._whole.properties
@@ -247,6 +264,26 @@ class _Physical:
         )
         return heaps, types
 
+    def read_matrix_shapes(self) -> tuple[MatrixShape, ...]:
+        """The products of matrices in floating point that a subgroup makes at once."""
+        if "VK_KHR_cooperative_matrix" not in self.extensions:
+            return ()
+        call = self.ffi.cast(f"PFN_{_MATRICES}", self.lib.vkGetInstanceProcAddr(self.instance, _MATRICES.encode()))
+        count = self.ffi.new("uint32_t *")
+        call(self.handle, count, self.ffi.NULL)
+        found = self.ffi.new("VkCooperativeMatrixPropertiesKHR[]", max(count[0], 1))
+        for item in found:
+            item.sType = self.vk.VK_STRUCTURE_TYPE_COOPERATIVE_MATRIX_PROPERTIES_KHR
+        call(self.handle, count, found)
+        return tuple(
+            MatrixShape(int(p.MSize), int(p.NSize), int(p.KSize), _COMPONENTS[p.AType], _COMPONENTS[p.CType])
+            for p in (found[i] for i in range(count[0]))
+            if p.scope == _SUBGROUP_SCOPE
+            and p.AType == p.BType
+            and p.CType == p.ResultType
+            and {p.AType, p.CType} <= _COMPONENTS.keys()
+        )
+
     def read_timestamp_bits(self) -> int:
         """Valid bits of a timestamp on the first queue family that computes, which Kompute takes; 0 without one."""
         call, count = self.lib.vkGetPhysicalDeviceQueueFamilyProperties, self.ffi.new("uint32_t *")
@@ -261,8 +298,8 @@ def _triple(values: Any) -> tuple[int, int, int]:
     return int(values[0]), int(values[1]), int(values[2])
 
 
-def _describe(vk: Any, raw: Any, handle: Any, index: int) -> DeviceInfo:
-    device = _Physical(vk, raw, handle)
+def _describe(vk: Any, raw: Any, instance: Any, handle: Any, index: int) -> DeviceInfo:
+    device = _Physical(vk, raw, instance, handle)
     made = device.read_properties()
     core, limits = device.properties, device.properties.limits
     heaps, types = device.read_memory()
@@ -305,6 +342,7 @@ def _describe(vk: Any, raw: Any, handle: Any, index: int) -> DeviceInfo:
         max_workgroup_invocations=int(limits.maxComputeWorkGroupInvocations),
         timestamp_bits=device.read_timestamp_bits(),
         timestamp_period_ns=float(limits.timestampPeriod) if math.isfinite(limits.timestampPeriod) else 0.0,
+        matrix_shapes=device.read_matrix_shapes(),
     )
 
 
@@ -331,7 +369,7 @@ def list_devices() -> list[DeviceInfo]:
     except vk.VkError as error:
         raise DeviceError(_NO_DEVICE) from error
     try:
-        devices = [_describe(vk, raw, p, i) for i, p in enumerate(vk.vkEnumeratePhysicalDevices(instance))]
+        devices = [_describe(vk, raw, instance, p, i) for i, p in enumerate(vk.vkEnumeratePhysicalDevices(instance))]
     except vk.VkError as error:
         raise DeviceError(_NO_DEVICE) from error
     finally:

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import platformdirs
 
+from vkbackend.cooperative import with_element_types
 from vkbackend.errors import DeviceError, InputError
 
 # LATENTVK_SHADERS names another folder: a copy to work on, where the installed one is not a checkout.
@@ -159,6 +160,7 @@ def _compile(name: str, macros: Mapping[str, str], strictly: bool) -> Path:
             warnings = _run_compiler(path, SHADER_ROOT / name, macros, str(temporary))
             if strictly and warnings:
                 raise ShaderError(name, macros, warnings, "")
+            temporary.write_bytes(with_element_types(temporary.read_bytes()))
             forget_sources()
             if _entry(name, macros) == entry:
                 return temporary.replace(entry)

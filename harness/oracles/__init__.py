@@ -40,6 +40,8 @@ ORACLES: dict[str, Oracle] = {
     "latent_cache.comp": caches.latent_cases,
     "matmul.comp": linear.cases,
     "matmul_dot.comp": linear.cases,
+    "matmul_cooperative.comp": linear.cases,
+    "matmul_halves.comp": linear.cases,
     "matvec.comp": token_products.cases,
     "matvec_rows.comp": token_products.cases,
     "moe_sum.comp": routing.sum_cases,

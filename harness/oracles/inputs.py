@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.oracles.case import UNTOUCHED, Case, Draft, Expected, Target, U, anything
-from model import kernels
 from model.layout import UNIT
 from model.linear import View
 from model.quantized_inputs import BLOCK_WORDS, quantized, quantized_words
@@ -90,11 +89,6 @@ class EightBits(Floats):
         words = quantized_words(elements)
         made = draft.program.workspace = draft.untouched(words, "workspace")
         return {made: anything(words)}
-
-
-def inputs_of(target: Target) -> Floats:
-    """What the kernel's inputs are."""
-    return EightBits() if target.kernel.file == kernels.MATMUL_DOT.file else Floats()
 
 
 def _decoded(words: NDArray[np.uint32]) -> NDArray[np.float32]:

@@ -13,13 +13,15 @@ from gguf.quants import dequantize
 from numpy.typing import NDArray
 
 from harness.oracles.case import CANARY, Case, Draft, Expected, Target, U
-from harness.oracles.inputs import Floats, inputs_of, largest_error
+from harness.oracles.halves import INPUTS, Halves
+from harness.oracles.inputs import EightBits, Floats
+from model import kernels
 from model.block_formats import PLAIN, codebook
 from model.kernels import weight_kind
 from model.linear import Norm, View, linear, routed_linear
 from model.random_blocks import random_blocks
 from model.reference import ops
-from model.tiling import Tiling
+from model.tiling import IN_HALVES, Tiling
 from model.weights import Weight, allocate, stack_upload
 from vkbackend.physical import DeviceInfo
 from vkbackend.tuning import Entry
@@ -32,6 +34,13 @@ def tiling_of(target: Target, *names: str) -> Tiling:
     """The tiling that the kernel's own constants stand for, or those ``names`` of them that are a product's."""
     spec = {name: target.spec[name] for name in names or target.spec}
     return Tiling.of(Entry(target.kernel.file, spec), target.lanes)
+
+
+def inputs_of(target: Target) -> Floats:
+    """What the kernel's inputs are."""
+    if target.kernel.file == kernels.MATMUL_DOT.file:
+        return EightBits()
+    return Halves(target.kernel.file, weight_kind(target.kernel)) if target.kernel.file in IN_HALVES else FLOATS
 
 
 def random_tensor(
@@ -226,6 +235,7 @@ def keys_case(
     heads: int,
     n_past: int,
     n_tokens: int | None = None,
+    inputs: Floats = FLOATS,
 ) -> Case:
     """Scores of a per-head cache of keys taken as a matrix: only filled rows make them."""
     n_tokens = capacity if n_tokens is None else n_tokens
@@ -244,7 +254,7 @@ def keys_case(
     filled = n_past + n_tokens
     here = np.s_[:, :n_tokens, :filled]
     expected[here] = np.einsum("hnk,thk->htn", k.astype(np.float64), q)[here]
-    tolerance[here] = largest_error(k, q.transpose(1, 0, 2))[:, :n_tokens, None]
+    tolerance[here] = inputs.error(k, q.transpose(1, 0, 2).astype(np.float64))[:, :n_tokens, None]
     return draft.case({scores: Expected(expected, tolerance=tolerance, axes=("head", "token", "position"))})
 
 
@@ -258,6 +268,7 @@ def values_case(
     heads: int,
     n_past: int,
     n_tokens: int | None = None,
+    inputs: Floats = FLOATS,
 ) -> Case:
     """A per-head cache of transposed values times weights: only filled columns, in whole units, take part."""
     n_tokens = capacity if n_tokens is None else n_tokens
@@ -276,7 +287,7 @@ def values_case(
     expected, tolerance = np.full((capacity, heads, value), float(CANARY)), np.zeros((capacity, heads, value))
     attended = np.einsum("hvn,htn->thv", v[..., :padded].astype(np.float64), p[..., :padded])
     expected[:n_tokens] = attended[:n_tokens]
-    error = largest_error(v[..., :padded], p[..., :padded]).transpose(1, 0)[..., None]
+    error = inputs.error(v[..., :padded], p[..., :padded].astype(np.float64)).transpose(1, 0)[..., None]
     tolerance[:n_tokens] = error[:n_tokens]
     return draft.case({out: Expected(expected, tolerance=tolerance, axes=("token", "head", "row"))})
 
@@ -288,13 +299,14 @@ def cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
     """Every case of the kernel's kind: cache as a matrix, chosen or grouped experts, plain product."""
     kind, tiling = weight_kind(target.kernel), tiling_of(target)
     if target.has("ROWS_FROM_CACHE") or target.has("UNITS_FROM_CACHE"):
-        make = keys_case if target.has("ROWS_FROM_CACHE") else values_case
+        of_cache = keys_case if target.has("ROWS_FROM_CACHE") else values_case
+        make = partial(of_cache, target.info, rng, kind, tiling, inputs=inputs_of(target))
         single = tiling.tokens == 1
         for heads, n_past in ((1, 0), (5, 31), (2, 60), (3, int(rng.integers(1, 200)))):
             capacity = 1 if single else int(rng.integers(2, 8))
-            yield make(target.info, rng, kind, tiling, capacity=capacity, heads=heads, n_past=n_past)
+            yield make(capacity=capacity, heads=heads, n_past=n_past)
         if not single:
-            yield make(target.info, rng, kind, tiling, capacity=6, heads=2, n_past=29, n_tokens=2)
+            yield make(capacity=6, heads=2, n_past=29, n_tokens=2)
     elif target.has("CHOSEN") or target.has("ROUTED"):
         yield from _routed_cases(target, rng, kind, tiling)
     else:
@@ -323,6 +335,8 @@ def _product_cases(target: Target, rng: np.random.Generator, kind: Q, tiling: Ti
         rows = target.fitting_rows(33)
         for n_tokens in (1, tiling.tokens, tiling.tokens + 1):
             yield case((rows, 256), n_tokens=n_tokens)
+    for made in INPUTS if target.kernel.file in IN_HALVES else ():
+        yield case((target.fitting_rows(37), 1024), inputs=Halves(target.kernel.file, kind, made))
 
 
 def _routed_cases(target: Target, rng: np.random.Generator, kind: Q, tiling: Tiling) -> Iterator[Case]:

@@ -279,7 +279,12 @@ def _planned(variant: Variant, tuning: Tuning | None) -> Launch:
         other.launch
         for other in variant.plan(tuning)
         if (other.launch.label, other.tokens) == (own.label, variant.tokens)
-        and other.launch.kernel.macros == own.kernel.macros
+        and _product(other.launch) == _product(own)
         and all(other.launch.push[name] == own.push[name] for name in _SHARD if name in own.push)
     ]
     return alike[0]
+
+
+def _product(launch: Launch) -> dict[str, str]:
+    """The macros that say what a launch makes, whichever kernel makes it."""
+    return {name: value for name, value in launch.kernel.macros.items() if name != "ARRAYS_IN_MEMORY"}

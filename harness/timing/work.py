@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from harness.shader_work import WORK
 from harness.timing.job import BenchJob
-from model.kernels import MATMUL_DOT, MATVEC, cache_kind, weight_kind
+from model.kernels import CHUNK_PRODUCTS, MATMUL_DOT, MATVEC, cache_kind, weight_kind
 from model.layout import UNIT, latent_row_bytes
 from model.quantized_inputs import BLOCK_WORDS
 
@@ -242,8 +242,7 @@ _AMOUNTS: dict[str, Callable[[BenchJob], Amount]] = {
         lambda j: j.tokens * j.push["used"], lambda j: j.tokens * j.push["used"] + j.push["experts"]
     ),
     "latent_cache.comp": _latent_cache,
-    "matmul.comp": _product,
-    "matmul_dot.comp": _product,
+    **dict.fromkeys(CHUNK_PRODUCTS, _product),
     "matvec_rows.comp": _product,
     "matvec.comp": _product,
     "moe_sum.comp": _elements(

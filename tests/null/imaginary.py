@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from vkbackend.physical import FEATURES, DeviceInfo, Heap, MemoryType
+from vkbackend.physical import FEATURES, DeviceInfo, Heap, MatrixShape, MemoryType
 
 INFO = DeviceInfo(
     index=0,
@@ -34,4 +34,5 @@ INFO = DeviceInfo(
     timestamp_bits=64,
     timestamp_period_ns=1.0,
 )
-CAPABLE = replace(INFO, features=FEATURES)  # that can run every kernel
+# That can run every kernel.
+CAPABLE = replace(INFO, features=FEATURES, matrix_shapes=(MatrixShape(16, 16, 16, "f16", "f32"),))

@@ -86,7 +86,7 @@ def test_listing_shows_what_each_device_is(capsys: Captured) -> None:
      features    storageBuffer16BitAccess, shaderInt8
        missing   storageBuffer8BitAccess, shaderFloat16, shaderInt16,
                  shaderInt64, shaderIntegerDotProduct, subgroupSizeControl,
-                 computeFullSubgroups, cooperativeMatrix,
+                 computeFullSubgroups, vulkanMemoryModel, cooperativeMatrix,
                  pipelineExecutableInfo, synchronization2, maintenance4,
                  bufferDeviceAddress, memoryBudget
 """

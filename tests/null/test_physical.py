@@ -17,7 +17,7 @@ from tests.null.imaginary import INFO
 from vkbackend import physical
 from vkbackend.device import open_device
 from vkbackend.errors import DeviceError
-from vkbackend.physical import FEATURES, Heap, MemoryType, chip_family, require_usable, select_device
+from vkbackend.physical import FEATURES, Heap, MatrixShape, MemoryType, chip_family, require_usable, select_device
 
 ROOT = Path(__file__).parents[2]
 RADV = Path("/usr/share/vulkan/icd.d/radeon_icd.json")
@@ -49,6 +49,20 @@ class Driver:
 
     vkGetPhysicalDeviceProperties2 = vkGetPhysicalDeviceFeatures2 = vkGetPhysicalDeviceMemoryProperties2 = _fill
 
+    def vkGetInstanceProcAddr(self, instance: object, name: bytes) -> Any:
+        assert name == b"vkGetPhysicalDeviceCooperativeMatrixPropertiesKHR"
+        kind = "VkResult(VkPhysicalDevice, uint32_t *, VkCooperativeMatrixPropertiesKHR *)"
+        self._kept = self.ffi.callback(kind, self._matrices)
+        return self._kept
+
+    def _matrices(self, handle: object, count: Any, found: Any) -> int:
+        count[0] = len(MATRICES)
+        for i, values in enumerate(MATRICES if found else ()):
+            names = ("MSize", "NSize", "KSize", "AType", "BType", "CType", "ResultType", "scope")
+            for name, value in zip(names, values, strict=True):
+                setattr(found[i], name, value)
+        return 0
+
     def vkEnumerateDeviceExtensionProperties(self, handle: object, layer: object, count: Any, found: Any) -> None:
         count[0] = len(self.extensions)
         for i, name in enumerate(self.extensions if found else ()):
@@ -66,10 +80,18 @@ def describe(structs: dict[str, dict[str, Any]], extensions: list[str]) -> tuple
     vulkan = pytest.importorskip("vulkan")
     ffi = vulkan.ffi
     driver = Driver(vulkan, ffi, structs, extensions)
-    info = physical._describe(vulkan, SimpleNamespace(ffi=ffi, lib=driver), ffi.NULL, 3)
+    info = physical._describe(vulkan, SimpleNamespace(ffi=ffi, lib=driver), ffi.NULL, ffi.NULL, 3)
     return info, driver.asked
 
 
+# Sizes; types of factors, sums and results; scope. The last ones: integers, mixed types, a workgroup's.
+MATRICES = [
+    (16, 16, 16, 0, 0, 1, 1, 3),
+    (16, 8, 32, 0, 0, 0, 0, 3),
+    (16, 16, 16, 3, 3, 5, 5, 3),
+    (16, 16, 16, 0, 0, 0, 1, 3),
+    (16, 16, 16, 0, 0, 1, 1, 2),
+]
 # A Radeon 780M as RADV shows it: one memory in two heaps, of which the first is not called the device's own.
 PHOENIX: dict[str, dict[str, Any]] = {
     "Properties2": {
@@ -102,6 +124,7 @@ PHOENIX: dict[str, dict[str, Any]] = {
     "ShaderFloat16Int8Features": {"shaderFloat16": 1, "shaderInt8": 1},
     "ShaderIntegerDotProductFeatures": {"shaderIntegerDotProduct": 1},
     "SubgroupSizeControlFeatures": {"subgroupSizeControl": 1, "computeFullSubgroups": 1},
+    "VulkanMemoryModelFeatures": {"vulkanMemoryModel": 1},
     "CooperativeMatrixFeaturesKHR": {"cooperativeMatrix": 1},
     "PipelineExecutablePropertiesFeaturesKHR": {"pipelineExecutableInfo": 1},
     "Synchronization2Features": {"synchronization2": 1},
@@ -162,6 +185,7 @@ def test_everything_a_driver_offers_is_read() -> None:
         max_workgroup_invocations=1024,
         timestamp_bits=48,
         timestamp_period_ns=10.0,
+        matrix_shapes=(MatrixShape(16, 16, 16, "f16", "f32"), MatrixShape(16, 8, 32, "f16", "f16")),
     )
     # Budget and use are of the moment and take no part in the comparison above.
     assert [(heap.budget, heap.usage) for heap in info.heaps] == [(4 * 2**30, 4096), (9 * 2**30, 8192)]

@@ -13,7 +13,7 @@ from vkbackend.kernel import Kernel
 from vkbackend.reflection import Binding, reflect
 
 EVERY = {name: kernel for name, kernel in vars(kernels).items() if isinstance(kernel, Kernel)}
-FORMATTED = ("matvec.comp", "matvec_rows.comp", *kernels.CHUNK_PRODUCTS, "embed.comp")
+FORMATTED = (*kernels.TOKEN_PRODUCTS, *kernels.CHUNK_PRODUCTS, kernels.EMBED.file)
 
 
 @pytest.mark.parametrize("name", EVERY)

@@ -188,7 +188,7 @@ def test_attention_is_cut_as_stored(path: Path) -> None:
             "rms_norm last_token held=8",
             {"ROWS": [1]},
             "rms_norm last_token held=8 has no constants to choose, expected a variant of matvec, matvec_rows, matmul, "
-            "matmul_dot, attention_latent; name one",
+            "matmul_dot, matmul_halves, matmul_cooperative, attention_latent; name one",
         ),
         (
             "matvec q4_k rows=2",
@@ -237,7 +237,7 @@ def test_a_sweep_goes_on_where_a_variant_cannot_take_the_values(
     assert out.endswith(
         f"FAIL  {chunk}: not timed: {refusal}\n"
         "FAIL  silu_mul: not timed: silu_mul has no constants to choose, expected a variant of matvec, matvec_rows, "
-        "matmul, matmul_dot, attention_latent; name one\n"
+        "matmul, matmul_dot, matmul_halves, matmul_cooperative, attention_latent; name one\n"
     )
     assert main([*bench, "--json", "-"]) == 1
     token, *others = json.loads(capsys.readouterr().out)["rows"]
@@ -259,6 +259,10 @@ UNFIT = [
     (
         {"kernel": "matmul.comp", "constants": {"ROWS": 1, "TOKENS": 4}},
         "has the kernel matmul.comp, expected matvec.comp or matvec_rows.comp",
+    ),
+    (
+        {"kernel": "matmul_halves.comp", "constants": {"ROWS": 64, "TOKENS": 32}},
+        "has the kernel matmul_halves.comp, expected matvec.comp or matvec_rows.comp",
     ),
     ({"kernel": "matvec.comp"}, 'is {"kernel": "matvec.comp"}, expected a kernel and its constants'),
     (

@@ -25,6 +25,7 @@ struct feature_chain {
     VkPhysicalDeviceMaintenance4Features maintenance4;
     VkPhysicalDeviceBufferDeviceAddressFeatures device_address;
     VkPhysicalDevicePipelineExecutablePropertiesFeaturesKHR executable;
+    VkPhysicalDeviceVulkanMemoryModelFeatures memory_model; /* which cooperative matrices need */
     cooperative_matrix_features cooperative_matrix;
     const char **extensions;
 };
@@ -54,6 +55,8 @@ static const part PARTS[] = {
          "VK_KHR_buffer_device_address", VK_API_VERSION_1_2),
     PART(executable, VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_PIPELINE_EXECUTABLE_PROPERTIES_FEATURES_KHR,
          "VK_KHR_pipeline_executable_properties", 0),
+    PART(memory_model, VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_VULKAN_MEMORY_MODEL_FEATURES, "VK_KHR_vulkan_memory_model",
+         VK_API_VERSION_1_2),
     PART(cooperative_matrix, COOPERATIVE_MATRIX_FEATURES, "VK_KHR_cooperative_matrix", 0),
 };
 
@@ -78,6 +81,7 @@ static const flag FLAGS[] = {
     FLAG(maintenance4, maintenance4),
     FLAG(device_address, bufferDeviceAddress),
     FLAG(executable, pipelineExecutableInfo),
+    FLAG(memory_model, vulkanMemoryModel),
     FLAG(cooperative_matrix, cooperativeMatrix),
 };
 #define MEMORY_BUDGET COUNT(FLAGS) /* an extension without a feature struct, listed last */
