@@ -106,7 +106,9 @@ def add_common(parser: argparse.ArgumentParser) -> None:
 
 
 def add_chunk(parser: argparse._ActionsContainer) -> None:
-    parser.add_argument("--chunk", type=positive_int, metavar="N", help="prompt tokens a pass (default: 512)")
+    parser.add_argument(
+        "--chunk", type=positive_int, metavar="N", help="prompt tokens a pass (default: 512, or what fits)"
+    )
 
 
 def add_memory(parser: argparse._ActionsContainer) -> None:

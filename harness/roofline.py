@@ -123,16 +123,27 @@ def decode_bound(config: ModelConfig, active_weight_bytes: float, path: Path, co
 def prompt_bound(config: ModelConfig, weights: Weights, path: Path, tokens: int, chunk: int, peaks: Peaks) -> Bound:
     """A prompt of `tokens` in passes of `chunk`: each pass reads all weights once and the rows cached so far once.
 
-    Attention is causal, so T tokens meet T(T+1)/2 rows. Reading all experts in each pass is what a chunk of some
-    hundred tokens does; for a chunk of one the active weights alone are read.
+    Attention is causal, so T tokens meet T(T+1)/2 rows, in the form that is least in each pass. Reading all experts in
+    each pass is what a chunk of some hundred tokens does; for a chunk of one the active weights alone are read.
     """
     passes = -(-tokens // chunk)
     weight_bytes = weights.active_bytes if chunk == 1 else weights.total_bytes
     rows_read = sum(min(tokens, (index + 1) * chunk) for index in range(passes))
     bytes_read = passes * weight_bytes + rows_read * cache_bytes_per_token(config, path.layout, path.cache_type)
-    pairs = tokens * (tokens + 1) // 2
-    flops = tokens * 2 * active_parameters(config) + pairs * attention_flops_per_row(config, path)
-    return peaks.bound(bytes_read, flops)
+    begun = range(0, tokens, chunk)
+    attention = sum(_pass_attention_flops(config, path, past, min(chunk, tokens - past)) for past in begun)
+    return peaks.bound(bytes_read, tokens * 2 * active_parameters(config) + attention)
+
+
+def _pass_attention_flops(config: ModelConfig, path: Path, past: int, tokens: int) -> int:
+    """Attention of ``tokens`` after ``past`` rows: over a latent cache absorbed, or with the rows before the pass
+    expanded to each head's key and value, whichever is less; the pass's own take what its queries take absorbed."""
+    c, pairs = config, tokens * past + tokens * (tokens + 1) // 2
+    absorbed = pairs * attention_flops_per_row(config, path)
+    if path.layout is CacheLayout.PER_HEAD:
+        return absorbed
+    a_head = pairs * (c.key_dim + c.v_head) + past * c.kv_lora * (c.qk_nope + c.v_head)
+    return min(absorbed, 2 * c.n_layer * c.n_head * a_head)
 
 
 def fit_line(contexts: Sequence[float], seconds: Sequence[float], relative: bool = False) -> Line | None:

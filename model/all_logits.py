@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 
 import numpy as np
@@ -34,17 +35,21 @@ class AllLogits:
     ) -> None:
         self._vocabulary = output.rows
         self._piece = max(1, min(_TOKENS, chunk, buffer_limit(device) // (4 * output.rows)))
-        self._out = Buffer(device, 4 * self._piece * output.rows, "logits_all", host=True)
-        self._params = Buffer(device, 8 + SLACK_BYTES, "logits_all.params", use=Use.PARAMETERS)
-        self._norm = Program(device, "norm_all")
-        emit_norm(self._norm)
-        self._products = []
-        for first in range(0, chunk, self._piece):
-            program = Program(device, "head_all", workspace)
-            x = View(hidden.buffer, offset=first * hidden.token, token=hidden.token)
-            y = View(self._out, token=output.rows)
-            linear(program, output, x, y, tokens=min(self._piece, chunk - first), params=self._params)
-            self._products.append(program)
+        with ExitStack() as made:  # what exists already is given back when the next part fails
+            self._out = Buffer(device, 4 * self._piece * output.rows, "logits_all", host=True)
+            made.callback(self._out.free)
+            self._params = Buffer(device, 8 + SLACK_BYTES, "logits_all.params", use=Use.PARAMETERS)
+            made.callback(self._params.free)
+            self._norm = Program(device, "norm_all")
+            emit_norm(self._norm)
+            self._products = []
+            for first in range(0, chunk, self._piece):
+                program = Program(device, "head_all", workspace)
+                x = View(hidden.buffer, offset=first * hidden.token, token=hidden.token)
+                y = View(self._out, token=output.rows)
+                linear(program, output, x, y, tokens=min(self._piece, chunk - first), params=self._params)
+                self._products.append(program)
+            made.pop_all()
 
     def run(self, n_tokens: int) -> NDArray[np.float32]:
         """f32 [n_tokens, n_vocab] of the chunk's first ``n_tokens``, whose residual stream is in scratch."""

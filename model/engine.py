@@ -93,13 +93,20 @@ class Model:
         self.weights.free()
 
 
-def chunk_capacity(config: ModelConfig, path: Path, n_ctx: int, limit: int, wanted: int | None) -> int:
+def chunk_capacity(device: Device, config: ModelConfig, path: Path, n_ctx: int, wanted: int | None, splits: int) -> int:
     """Prompt tokens a chunk: ``wanted`` or the default, at most what the context holds; less where the MHA fallback's
-    scores [H, chunk, n_ctx] would exceed one binding of ``limit`` bytes."""
+    scores [H, chunk, n_ctx] would exceed one binding, and a half, a quarter and so on of the default where another
+    activation buffer would (``splits`` as of ``session_scratch``)."""
+    limit = buffer_limit(device)
     chunk = min(wanted or DEFAULT_CHUNK, n_ctx)
     if path.layout is CacheLayout.PER_HEAD:
         chunk = min(chunk, (limit - SLACK_BYTES) // (4 * config.n_head * cache_capacity(n_ctx)))
-    return max(1, chunk)
+    chunk = max(1, chunk)
+    while wanted is None and chunk > 1:
+        if max(session_scratch(device, config, path, n_ctx, chunk, splits).values()) <= limit:
+            break
+        chunk //= 2
+    return chunk
 
 
 def require_session(
@@ -119,7 +126,7 @@ def require_session(
     splits = AttentionShape.choose(device, config, path.kind, 1).splits
 
     def scratch(n: int) -> dict[str, int]:
-        width = chunk_capacity(config, path, n, buffer_limit(device), chunk)
+        width = chunk_capacity(device, config, path, n, chunk, splits)
         return session_scratch(device, config, path, n, width, splits)
 
     require_fit(device, config, path, n_ctx, scratch, weights)
@@ -153,8 +160,8 @@ class Session:
         missing = model.weights.missing_fallback_bytes() if path.layout is CacheLayout.PER_HEAD else 0
         require_session(device, config, path, n_ctx, chunk, missing)
         self.model, self.path = model, path
-        self.chunk = chunk_capacity(config, path, n_ctx, buffer_limit(device), chunk)
         one, several = (AttentionShape.choose(device, config, path.kind, tokens) for tokens in (1, 2))
+        self.chunk = chunk_capacity(device, config, path, n_ctx, chunk, one.splits)
         sizes = session_scratch(device, config, path, n_ctx, self.chunk, one.splits)
         self.n_ctx = n_ctx
         with ExitStack() as made:  # what exists already is given back when the next part fails
@@ -214,7 +221,7 @@ class Session:
                     raise self._not_finite(self.n_past + int(np.argmin(finite)))
             self.n_past += len(piece)
         if want == "all":
-            return np.concatenate(pieces)
+            return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
         if want == "last":
             self._forward.head_last.run()
             logits = self.last_logits()

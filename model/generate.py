@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
 def continuation(session: "Session", prompt: Sequence[int], sampler: "Sampler | None") -> Iterator[int]:
     """Tokens after ``prompt``, without end. Without a sampler the device chooses, several ahead, and logits never leave
-    it. Closed, it leaves the session behind the last token that it gave.
+    it. Closed, it leaves the session behind the last token that it gave, unless that was used otherwise meanwhile; what
+    ``last_logits`` says may then be of a token that nobody was given.
 
     Raises InputError and DeviceError as the session does.
     """
@@ -24,13 +25,14 @@ def continuation(session: "Session", prompt: Sequence[int], sampler: "Sampler | 
         most = 1  # nobody waits longer for the first one
         while True:
             began, taken = session.n_past, 0
+            chosen = session.decode_ahead(token, most)
             try:
-                chosen = session.decode_ahead(token, most)
                 for token in chosen:
                     taken += 1
                     yield token
             finally:
-                session.rewind(began + taken)
+                if taken < len(chosen) and session.n_past == began + len(chosen):
+                    session.rewind(began + taken)
             most = AHEAD
     sampler.accept(prompt)
     session.prompt(prompt, "last")

@@ -303,6 +303,8 @@ class Program:
                 replay.sequences.append(self._sequence(recorded, segment.pieces))
         except BaseException:
             self._forget(replay)  # half a program must not be run
+            if recorded.last is replay:  # nothing is left of it to predict others by
+                recorded.last = None
             raise
         replay.segments = segments
 

@@ -74,9 +74,15 @@ def decode_ahead(model: Model, undo: ExitStack, arm: Arm) -> None:
     session.decode_ahead(64)
 
 
+def all_logits(model: Model, undo: ExitStack, arm: Arm) -> None:
+    session = open_session(model, undo, lambda: None)
+    arm()
+    session.prompt(TOKENS, "all")
+
+
 STAGES = {
     stage.__name__: stage
-    for stage in (load, open_session, open_fallback_session, prompt, decode, first_decode, decode_ahead)
+    for stage in (load, open_session, open_fallback_session, prompt, decode, first_decode, decode_ahead, all_logits)
 }
 # Decoding makes the same calls for every launch, alone the first time: these steps meet each of them somewhere.
 STEPS = {"decode": 3, "first_decode": 7, "decode_ahead": 3}

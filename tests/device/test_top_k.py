@@ -1,5 +1,7 @@
 """The likeliest tokens found on the device: the same as the host finds among all logits, and the same draws."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 from helpers import hold
@@ -17,10 +19,14 @@ from vkbackend.device import Device
 
 
 @pytest.fixture
-def session(small: SmallModel, device: Device, monkeypatch: pytest.MonkeyPatch) -> Session:
+def session(embedded: SmallModel, device: Device, monkeypatch: pytest.MonkeyPatch) -> Iterator[Session]:
     """One whose device finds the likeliest, though its vocabulary is short."""
     monkeypatch.setattr("model.top_k.LEAST_TOKENS_CPU", 0)
-    return Session(Model.load(small.gguf, device), PATHS["mla"], 96, chunk=16)
+    model = Model.load(embedded.gguf, device)
+    made = Session(model, PATHS["mla"], 96, chunk=16)
+    yield made
+    made.close()
+    model.close()
 
 
 def test_a_bound_and_all_that_reach_it(device: Device) -> None:
@@ -31,10 +37,10 @@ def test_a_bound_and_all_that_reach_it(device: Device) -> None:
 
 
 def test_the_likeliest_are_among_the_candidates(
-    session: Session, small: SmallModel, monkeypatch: pytest.MonkeyPatch
+    session: Session, embedded: SmallModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    session.prompt(small.prompt, "last")
-    logits = session.last_logits()[: small.config.n_tokens]
+    session.prompt(embedded.prompt, "last")
+    logits = session.last_logits()[: embedded.config.n_tokens]
     for k in (1, 2, 7, 40, MOST_K):
         found = session.candidates(k)
         assert found is not None
@@ -44,40 +50,37 @@ def test_the_likeliest_are_among_the_candidates(
         assert set(np.argsort(-logits, kind="stable")[:k].tolist()) <= set(ids.tolist())
         assert len(ids) < len(logits) or k == MOST_K
     assert session.candidates(0) is None and session.candidates(MOST_K + 1) is None
-    monkeypatch.setattr("model.top_k.LEAST_TOKENS_CPU", small.config.n_tokens + 1)
+    monkeypatch.setattr("model.top_k.LEAST_TOKENS_CPU", embedded.config.n_tokens + 1)
     assert (session.candidates(7) is None) == (session.model.device.info.kind == "cpu")
-    session.close()
 
 
 @pytest.mark.parametrize("top_k", [1, 3, 40, MOST_K + 1])
 @pytest.mark.parametrize("filters", [{}, {"top_p": 0.7}, {"min_p": 0.2, "temperature": 2.5}], ids=str)
 def test_draws_are_those_among_all_logits(
-    session: Session, small: SmallModel, top_k: int, filters: dict[str, float], monkeypatch: pytest.MonkeyPatch
+    session: Session, embedded: SmallModel, top_k: int, filters: dict[str, float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     params = SamplingParams(**{"temperature": 0.9, "top_k": top_k, "seed": 11, **filters})  # type: ignore[arg-type]
 
     def text() -> list[int]:
         session.rewind(0)
-        tokens = continuation(session, small.prompt, Sampler(params, small.config.n_tokens))
+        tokens = continuation(session, embedded.prompt, Sampler(params, embedded.config.n_tokens))
         return [next(tokens) for _ in range(20)]
 
     found = text()
     monkeypatch.setattr(Session, "candidates", lambda self, k: None)
     assert text() == found
-    session.close()
 
 
 def test_more_equals_than_the_list_holds_are_left_to_the_host(
-    session: Session, small: SmallModel, monkeypatch: pytest.MonkeyPatch
+    session: Session, embedded: SmallModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All the same but for one; and the next token's candidates are whole again."""
-    session.prompt(small.prompt, "last")
-    monkeypatch.setattr("model.top_k.TOP_LIST", small.config.n_tokens - 1)
-    flat = np.full(small.config.n_vocab, -1.5, np.float32)
+    session.prompt(embedded.prompt, "last")
+    monkeypatch.setattr("model.top_k.TOP_LIST", embedded.config.n_tokens - 1)
+    flat = np.full(embedded.config.n_vocab, -1.5, np.float32)
     session._scratch["logits"].upload(flat)
     assert session.candidates(5) is None
     flat[9] = 3.0
     session._scratch["logits"].upload(flat)
     found = session.candidates(1)
     assert found is not None and found[0].tolist() == [9] and found[1].tolist() == [3.0]
-    session.close()

@@ -258,6 +258,32 @@ def test_a_recording_that_failed_midway_is_not_run(monkeypatch: pytest.MonkeyPat
     assert device.longest() <= LIMIT_S
 
 
+def test_after_a_recording_that_failed_submissions_stay_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What failed predicts nothing, neither how many times fit nor how long others take."""
+    pace = 1e-5
+    device = ImaginaryDevice(lambda kind, cell: pace)
+    made = program(device, [(0, (100, 1, 1), True)] * 10)
+    for times in (1, 1, 8, 1):
+        made.run(times=times)
+    sequence = device.sequence
+
+    def failing(*args: Any) -> Any:
+        raise DeviceError("no more")
+
+    monkeypatch.setattr(device, "sequence", failing)
+    with pytest.raises(DeviceError, match="no more"):
+        made.run(depth=30.0)
+    assert made.fitting(8) == 1
+    monkeypatch.setattr(device, "sequence", sequence)
+    made.run(times=8, depth=30.0)
+    pace = 3e-4
+    made.run(times=8, depth=30.0)  # nothing announced it
+    device.submissions.clear()
+    for _ in range(3):
+        made.run(times=8, depth=30.0)
+    assert device.longest() <= LIMIT_S
+
+
 def test_deep_launches_are_cut_for_the_depth_that_is_announced() -> None:
     depth = 10
     device = ImaginaryDevice(lambda kind, cell: 1e-4 * depth if kind else 1e-5)

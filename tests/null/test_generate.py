@@ -74,6 +74,20 @@ def test_the_device_chooses_where_nothing_touches_the_logits() -> None:
     assert session.ran == [7, 8, 9, 0, 1] and session.downloads == 0
 
 
+def test_closing_takes_back_what_was_not_given_and_nothing_else() -> None:
+    session = Counting()
+    loop = continuation(session, [7, 8], None)  # type: ignore[arg-type]
+    assert [next(loop) for _ in range(3)] == [9, 0, 1] and session.n_past == 5
+    loop.close()
+    assert session.ran == [7, 8, 9, 0]
+    other = continuation(session, [3], None)  # type: ignore[arg-type]
+    assert [next(other) for _ in range(2)] == [4, 5]
+    session.rewind(0)
+    session.prompt([1, 2, 3], "none")  # used for something else meanwhile
+    other.close()
+    assert session.ran == [1, 2, 3]
+
+
 def test_the_host_chooses_with_the_prompt_among_the_repeated() -> None:
     session = Counting()
     assert tokens_of(session, Sampler(SamplingParams()), 4) == [9, 0, 1, 2]

@@ -8,12 +8,13 @@ from imaginary import INFO
 
 from model import prompt_expansion
 from model.config import ModelConfig
-from model.engine import chunk_capacity, session_scratch
-from model.layout import get_path
+from model.engine import chunk_capacity, require_session, session_scratch
+from model.layout import PATHS, CacheLayout, get_path
 from model.presets import PRESETS
 from model.prompt_attention import PromptShape
 from model.prompt_expansion import ExpandedRow, expands_from
 from vkbackend.dry import DryDevice
+from vkbackend.errors import DeviceError
 
 GLM = PRESETS["glm-4.7-flash"]
 DEVICE = DryDevice(replace(INFO, subgroup_size=64, max_workgroup_count=(65535, 65535, 65535)))
@@ -67,16 +68,31 @@ def test_a_session_counts_its_buffers() -> None:
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_buffer_fits_a_binding(name: str) -> None:
-    limit = 2**27
+    """By default, of whatever path, where a binding is as small as lavapipe's."""
+    limit, config = 2**27, PRESETS[name]
     narrow = DryDevice(replace(DEVICE.info, max_storage_buffer_range=limit))
-    config = PRESETS[name]
-    for tokens in (512, 2048):
-        shape = PromptShape.choose(narrow, config, get_path("mla-v"), 8192, tokens)
-        if shape is not None and shape.expanded is not None:
-            words = shape.scratch_elements(config, get_path("mla-v"), tokens)
-            assert 4 * max(words.values()) <= limit
+    for path in PATHS.values():
+        chunk = chunk_capacity(narrow, config, path, 8192, None, 8)
+        sizes = session_scratch(narrow, config, path, 8192, chunk, 8)
+        assert max(sizes.values()) <= limit
+        # 128 heads have more queries than fit of 512 tokens, and more rows than a grid has workgroups.
+        few, latent = config.n_head <= 64, path.layout is not CacheLayout.PER_HEAD
+        assert chunk == (512 if few else 256) or not latent
+        assert ("tile_heads" in sizes) == (few and latent)
+
+
+def test_a_chunk_that_was_asked_for_is_refused_where_it_does_not_fit() -> None:
+    """Only the default gives way."""
+    narrow, config = DryDevice(replace(DEVICE.info, max_storage_buffer_range=2**27)), PRESETS["deepseek-v2"]
+    assert chunk_capacity(narrow, config, get_path("mla"), 8192, 512, 8) == 512
+    with pytest.raises(DeviceError) as caught:
+        require_session(narrow, config, get_path("mla"), 8192, 512, 0)
+    assert str(caught.value) == (
+        f"buffer q_latent needs 150995072 bytes; {narrow.info.name} binds at most 134217728: use a smaller --chunk"
+    )
 
 
 def test_a_vocabulary_does_not_shorten_a_chunk() -> None:
     """Logits of all tokens are made piece by piece."""
-    assert chunk_capacity(GLM, get_path("mla"), 4096, 2**27, None) == 512
+    narrow = DryDevice(replace(DEVICE.info, max_storage_buffer_range=2**27))
+    assert chunk_capacity(narrow, GLM, get_path("mla"), 4096, None, 8) == 512

@@ -139,11 +139,17 @@ def test_prompt_bound_counts_causal_pairs_and_passes() -> None:
     peaks = Peaks(1.0, 1.0, "one byte and one operation a second")
     weights = Weights(1000, 100, "test")
     bound = prompt_bound(GLM, weights, PATHS["mla"], tokens=5, chunk=2, peaks=peaks)
-    row_bytes, row_flops = 54_144, 2 * 20 * 1088 * 47
-    # Passes end at rows 2, 4 and 5; tokens meet 1 + 2 + 3 + 4 + 5 rows.
+    row_bytes, of_heads = 54_144, 2 * 20 * 47
+    # Passes end at rows 2, 4 and 5; tokens meet 1 + 2 + 3 + 4 + 5 rows, the first pass's alone need no expanding.
     assert bound.bytes_read == 3 * 1000 + (2 + 4 + 5) * row_bytes
     active = round(WEIGHTS.active_bytes * 8 / 4.85)
-    assert bound.flops == pytest.approx(5 * 2 * active + 15 * row_flops, rel=1e-8)
+    assert bound.flops == pytest.approx(5 * 2 * active + of_heads * (3 * 512 + 12 * 1088), rel=1e-8)
+    # Of 1,000 tokens after 1,000 it is less to expand these, 448 x 512 multiply-adds a head, than to absorb.
+    pairs = 2 * 500_500 + 1_000_000
+    long = prompt_bound(GLM, weights, PATHS["mla"], tokens=2000, chunk=1000, peaks=peaks)
+    assert long.flops == pytest.approx(2000 * 2 * active + of_heads * (pairs * 512 + 1000 * 512 * 448), rel=1e-8)
+    fallback = prompt_bound(GLM, weights, PATHS["mha"], tokens=2000, chunk=1000, peaks=peaks)
+    assert fallback.flops == pytest.approx(2000 * 2 * active + of_heads * pairs * 512, rel=1e-8)
     single = prompt_bound(GLM, weights, PATHS["mla"], tokens=2, chunk=1, peaks=peaks)
     assert single.bytes_read == 2 * 100 + 3 * row_bytes
 

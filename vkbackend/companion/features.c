@@ -169,6 +169,8 @@ feature_chain *feature_chain_for(companion_device *d, const instance *i, const V
     link_parts(offered, d, all, count);
     i->next.GetPhysicalDeviceFeatures2(d->physical, &offered->core);
     link_parts(c, d, all, count);
+    /* With the memory model alone, atomics could not have the device's scope, which GLSL gives them. */
+    if (!offered->memory_model.vulkanMemoryModelDeviceScope) offered->memory_model.vulkanMemoryModel = VK_FALSE;
     for (size_t f = 0; f < COUNT(FLAGS); f++) {
         d->supported[f] = *flag_in(offered, f);
         d->enabled[f] = d->supported[f] && !is_left_out(FLAGS[f].name);
@@ -176,6 +178,7 @@ feature_chain *feature_chain_for(companion_device *d, const instance *i, const V
         if (d->enabled[f] && strcmp(FLAGS[f].name, "computeFullSubgroups") == 0) d->full_subgroups = true;
         if (d->enabled[f] && strcmp(FLAGS[f].name, "subgroupSizeControl") == 0) read_limits(d, i);
     }
+    c->memory_model.vulkanMemoryModelDeviceScope = c->memory_model.vulkanMemoryModel;
 
     for (uint32_t n = 0; n < wanted->enabledExtensionCount; n++) names[n] = wanted->ppEnabledExtensionNames[n];
     /* A struct of which nothing is on is taken out again: some layers below reject structs younger than they are. */
