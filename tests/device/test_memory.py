@@ -138,7 +138,7 @@ def test_models_give_the_same_bits_in_memory_of_the_devices_own(
     assert session.decode(5) == whole.decode(5)
     np.testing.assert_array_equal(session.last_logits(), whole.last_logits())
     mapped = {name for name, buffer in session._scratch.buffers.items() if buffer.mapped}
-    assert mapped == {"params", "token", "logits"}
+    assert mapped == {"params", "tokens", "top", "logits"}
     session.close()
     model.close()
 
