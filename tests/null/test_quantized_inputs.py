@@ -89,7 +89,9 @@ def test_only_devices_and_types_that_can_are_offered_it() -> None:
         assert "matmul_dot.comp" not in candidates(kind, 2, INFO) + candidates(kind, 1, CAPABLE)
     entry = usual(Q.Q4_K, 2, 64, kernel="matmul_dot.comp")
     assert unfit(entry, Q.Q4_K, 2, CAPABLE) == ""
-    assert unfit(entry, Q.Q4_K, 2, INFO) == "has the kernel matmul_dot.comp, expected matmul.comp"
+    assert unfit(entry, Q.Q4_K, 2, INFO) == (
+        "has the kernel matmul_dot.comp, which needs shaderIntegerDotProduct, expected matmul.comp"
+    )
     assert unfit(entry, Q.Q4_K, 2, CAPABLE, "routed") == ""
 
 
