@@ -31,7 +31,7 @@ def test_our_own_paths_are_measured_and_explained(embedded: SmallModel, capsys: 
         assert [row["cache_bytes"] for row in line["rows"]] == [per_token * n for n in (32, 64, 160)]
         assert all(len(row["decode_seconds"]) == 6 for row in line["rows"])
         assert all(sum(row["profile"].values()) == pytest.approx(1, abs=0.3) for row in line["rows"])
-        assert line["launches"] == embedded.session(line["path"], 8).launch_counts()["decode"] > 40
+        assert line["launches"] == embedded.session(line["path"], 8).launch_counts()["decode"] > 9 * config.n_layer
         assert line["line"]["parts"]["weights"] == pytest.approx(
             line["weight_bytes_per_token"] / found["peaks"]["bandwidth"]
         )
