@@ -94,8 +94,6 @@ def require_fit(
     parts = {"cache": cache(n_ctx), "activations": sum(scratch(n_ctx).values()), "weights": weights}
     listed = ", ".join(f"{n} of {name}" for name, n in parts.items() if n)
     other = "" if path.layout is CacheLayout.LATENT else " or --path mla"
-    if needed(n_ctx) - sum(scratch(n_ctx).values()) < left.nbytes:  # activations alone are too much
-        other += " or a smaller --chunk"
     raise DeviceError(
         f"context {n_ctx} on path {path.name} needs {needed(n_ctx)} bytes ({listed}); {info.name} has {left.nbytes} "
         f"left {left.limit}, {needed(n_ctx) - left.nbytes} short: {advice}{other}"
