@@ -13,6 +13,7 @@ from vkbackend.errors import DeviceLostError, InputError
 if TYPE_CHECKING:
     import numpy as np
 
+    from harness.roofline import Peaks
     from model.config import ModelConfig
     from model.engine import Model, Session
     from model.gguf_file import GGUFFile
@@ -53,7 +54,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_cache(parser)
     add("-ctk", "--cache-type-k", metavar="TYPE", help="llama-bench's spelling of --cache; -ctv must say the same")
     add("-ctv", "--cache-type-v", metavar="TYPE", help=argparse.SUPPRESS)
-    options.add_chunk(parser)
+    options.add_chunk(parser, "-ub", "--ubatch-size")
+    add(
+        "--no-peaks",
+        action="store_true",
+        help="leave the device's peaks unmeasured, and unsaid what shares are reached",
+    )
     options.add_memory(parser)
 
 
@@ -77,6 +83,7 @@ def _cache_type(args: argparse.Namespace) -> str:
 
 
 def run(args: argparse.Namespace) -> int:
+    from harness.roofline import best_peaks
     from harness.running import load_model, open_file
     from model.layout import get_path
     from vkbackend.device import open_device
@@ -93,9 +100,12 @@ def run(args: argparse.Namespace) -> int:
 
         return measure_startup(args, gguf.path)
     from harness.machine import Watch
+    from vkbackend.peaks import measure_peaks
 
-    model = load_model(gguf, config, open_device(args.device, memory_fraction=args.memory_fraction))
-    watch = Watch(model.device.info.pci_address)
+    device = open_device(args.device, memory_fraction=args.memory_fraction)
+    peaks_before = None if args.no_peaks or args.step else measure_peaks(device)
+    model = load_model(gguf, config, device)
+    watch = Watch(device.info.pci_address)
     rows, lost = [], None
     try:
         for row in measure(model, config, path, args):
@@ -105,6 +115,8 @@ def run(args: argparse.Namespace) -> int:
     facts = about(model, gguf, config, path) | record_facts(model, gguf, args)
     facts |= {"state": watch.taken(), "incomplete": "" if lost is None else str(lost)}
     rows = [facts | row for row in rows]
+    if peaks_before is not None:
+        add_bounds(rows, model, config, path, *best_peaks(peaks_before, None if lost else measure_peaks(device)))
     options.emit_json(args, rows)
     if rows and not options.json_to_stdout(args):
         from harness.bench_output import FORMATTED, show
@@ -212,10 +224,34 @@ def _counts(model: "Model", session: Any) -> dict[str, Any]:
     heaps = model.device.companion.heaps()
     return {
         "cache_bytes": session.cache_bytes,
+        "n_ubatch": session.chunk,
         "launches": session.launch_counts(),
         "device_bytes": sum(heap.live for heap in heaps),
         "device_allocations": sum(heap.allocations for heap in heaps),
     }
+
+
+def add_bounds(
+    rows: list[dict[str, Any]],
+    model: "Model",
+    config: "ModelConfig",
+    path: "Path",
+    peaks: "Peaks",
+    samples: dict[str, list[float]],
+) -> None:
+    """Complete rows with what the device can do at most, the least time that this allows, and the share reached."""
+    from dataclasses import asdict
+
+    from harness.roofline import Weights, run_bound
+
+    weights = Weights(model.weight_bytes, model.active_weight_bytes, "the file's own tensors")
+    for row in rows:
+        numbers = row["n_prompt"], row["n_gen"], row["n_depth"], row["n_ubatch"]
+        bound = run_bound(config, weights, path, *numbers, peaks)
+        row["peaks"], row["peak_samples"] = asdict(peaks), samples
+        row["bound"] = asdict(bound) | {"seconds": bound.seconds, "governs": bound.governs}
+        row["bytes_per_token"] = bound.bytes_read / (row["n_prompt"] + row["n_gen"])
+        row["governs"], row["roofline_share"] = bound.governs, bound.seconds / (row["avg_ns"] / 1e9)
 
 
 def _record(test: Test) -> dict[str, Any]:

@@ -11,31 +11,39 @@ Rows = Sequence[dict[str, Any]]
 # llama-bench's columns in its order, those that say something of this program; CSV has no lists and no nested values.
 _CSV = (
     *("build_commit", "cpu_info", "gpu_info", "backends", "model_filename", "model_type", "model_size"),
-    *("model_n_params", "type_k", "type_v", "flash_attn", "n_prompt", "n_gen", "n_depth", "test_time"),
+    *("model_n_params", "n_ubatch", "type_k", "type_v", "flash_attn", "n_prompt", "n_gen", "n_depth", "test_time"),
     *("avg_ns", "stddev_ns", "avg_ts", "stddev_ts", "path", "driver", "cache_bytes"),
+    *("bytes_per_token", "governs", "roofline_share"),
 )
 
 
 def show(rows: Rows) -> None:
-    """llama-bench's table with the bandwidth that decoding reached: bytes a token must read, times tokens a second."""
+    """llama-bench's table with the bandwidth that decoding reached, bytes a token must read times tokens a second, and
+    the bound that governs each test with the share of it that was reached."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
     from harness.units import significant
+    from harness.verdict import percent
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for heading in ("model", "path", "test", "tok/s", "GB/s"):
-        table.add_column(heading, justify="left" if heading in ("model", "path", "test") else "right")
+    for heading in ("model", "path", "test", "tok/s", "GB/s", "bound", "of it"):
+        table.add_column(heading, justify="right" if heading in ("tok/s", "GB/s", "of it") else "left")
     for row in rows:
         rate = "n/a"
         if row["n_gen"] and not row["n_prompt"]:
             rows_read = row["n_depth"] + (row["n_gen"] + 1) / 2
             per_token = row["weight_bytes_per_token"] + rows_read * row["cache_bytes_per_token"]
             rate = significant(per_token * row["avg_ts"] / 1e9)
-        table.add_row(row["model_type"], row["path"], row["test"], _speed(row), rate)
+        bound = (row["governs"], percent(row["roofline_share"])) if "bound" in row else ("n/a", "n/a")
+        table.add_row(row["model_type"], row["path"], row["test"], _speed(row), rate, *bound)
     Console(highlight=False).print(table)
     print(f"on {rows[0]['gpu_info']} ({rows[0]['driver']})")
+    if "peaks" in rows[0]:
+        peaks = rows[0]["peaks"]
+        bandwidth, flops = significant(peaks["bandwidth"] / 1e9), significant(peaks["flops"] / 1e9)
+        print(f"its peaks, measured: memory reads {bandwidth} GB/s, f32 arithmetic {flops} GFLOP/s")
 
 
 def markdown(rows: Rows) -> str:
@@ -58,7 +66,7 @@ def comma_separated(rows: Rows) -> str:
     stream = io.StringIO()
     writer = csv.writer(stream, quoting=csv.QUOTE_ALL, lineterminator="\n")
     stream.write(",".join(_CSV) + "\n")
-    writer.writerows([row[name] for name in _CSV] for row in rows)
+    writer.writerows([row.get(name, "") for name in _CSV] for row in rows)
     return stream.getvalue()
 
 

@@ -13,7 +13,7 @@ from harness.measure import Measurement, Plan, Prompt, SessionLike, Step, Turn, 
 from harness.predict import line_of
 from harness.progress import progress_bar
 from harness.results import Row, Table
-from harness.roofline import Peaks, Weights, decode_bound, prompt_bound
+from harness.roofline import Peaks, Weights, best_peaks, decode_bound, prompt_bound
 from harness.turns import RefusedError, open_or_refuse, side_by_side
 from model.config import ModelConfig
 from model.layout import Path, cache_bytes
@@ -209,21 +209,6 @@ def _table(part: _Part, device: str, peaks: Peaks, several: bool) -> Table:
         group=part.group,
         memory=bench.budget,
     )
-
-
-def best_peaks(before: "DevicePeaks", after: "DevicePeaks | None") -> tuple[Peaks, dict[str, list[float]]]:
-    """The higher of two measurements, as a peak is what the device can do, not what it could while busy with others.
-
-    ``after`` is None where the device was lost before it.
-    """
-    samples = {f"{name} before": values for name, values in before.samples.items()}
-    if after is None:
-        after = before
-    else:
-        samples |= {f"{name} after": values for name, values in after.samples.items()}
-    bandwidth = max(before.bandwidth_bytes_per_s, after.bandwidth_bytes_per_s)
-    flops = max(before.flops_per_s, after.flops_per_s)
-    return Peaks(bandwidth, flops, "read and multiply-add kernels on this device"), samples
 
 
 def _text(model: "Model", prompt: Prompt, n_decode: int) -> str:

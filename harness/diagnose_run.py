@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 
 from harness import metadata, options
-from harness.compare_run import best_peaks, labelled
+from harness.compare_run import labelled
 from harness.diagnose_report import show
 from harness.measure import Measurement, Plan, Prompt, take_turns
 from harness.own_lines import Measured, OwnLine, Subject, medians, own_line
 from harness.progress import progress_bar
 from harness.quants import QuantEffect, quant_effect
-from harness.roofline import Peaks
+from harness.roofline import Peaks, best_peaks
 from harness.running import file_names, load_in_groups, open_files, open_session, warn_beyond_training
 from harness.turns import open_or_refuse, side_by_side
 from model.config import ModelConfig

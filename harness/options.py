@@ -105,9 +105,15 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--json", metavar="FILE", help="write the result as JSON ('-': standard output, nothing else)")
 
 
-def add_chunk(parser: argparse._ActionsContainer) -> None:
+def add_chunk(parser: argparse._ActionsContainer, *spellings: str) -> None:
+    """``spellings``: what another program calls it."""
     parser.add_argument(
-        "--chunk", type=positive_int, metavar="N", help="prompt tokens a pass (default: 512, or what fits)"
+        "--chunk",
+        *spellings,
+        dest="chunk",
+        type=positive_int,
+        metavar="N",
+        help="prompt tokens a pass (default: 512, or what fits)",
     )
 
 

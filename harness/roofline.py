@@ -10,12 +10,16 @@ reaches.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from harness.chips import Chip
 from model.config import ModelConfig
 from model.layout import CacheLayout, Path, active_parameters, cache_bytes_per_token, total_parameters
+
+if TYPE_CHECKING:
+    from vkbackend.peaks import Peaks as DevicePeaks
 
 # Average of llama.cpp's Q4_K_M files (its quantize tool's table: 4.85 bits a weight). 3.58e9 active weights of
 # GLM-4.7-Flash then are 2.17 GB a token. Adding up the mix tensor by tensor (Q4_K 4.5 bits, Q6_K for the output and
@@ -85,6 +89,21 @@ def chip_peaks(chip: Chip) -> Peaks:
     return Peaks(chip.bandwidth, chip.flops, f"{chip.bandwidth_source}; {chip.flops_source}")
 
 
+def best_peaks(before: "DevicePeaks", after: "DevicePeaks | None") -> tuple[Peaks, dict[str, list[float]]]:
+    """The higher of two measurements, as a peak is what the device can do, not what it could while busy with others.
+
+    ``after`` is None where the device was lost before it.
+    """
+    samples = {f"{name} before": values for name, values in before.samples.items()}
+    if after is None:
+        after = before
+    else:
+        samples |= {f"{name} after": values for name, values in after.samples.items()}
+    bandwidth = max(before.bandwidth_bytes_per_s, after.bandwidth_bytes_per_s)
+    flops = max(before.flops_per_s, after.flops_per_s)
+    return Peaks(bandwidth, flops, "read and multiply-add kernels on this device"), samples
+
+
 def estimated_weights(config: ModelConfig, bits: float = Q4_K_M_BITS) -> Weights:
     """Weights of a model that is no file yet, at an average of `bits` a weight."""
     return Weights(
@@ -120,19 +139,37 @@ def decode_bound(config: ModelConfig, active_weight_bytes: float, path: Path, co
     return peaks.bound(bytes_read, flops)
 
 
-def prompt_bound(config: ModelConfig, weights: Weights, path: Path, tokens: int, chunk: int, peaks: Peaks) -> Bound:
-    """A prompt of `tokens` in passes of `chunk`: each pass reads all weights once and the rows cached so far once.
+def prompt_bound(
+    config: ModelConfig, weights: Weights, path: Path, tokens: int, chunk: int, peaks: Peaks, past: int = 0
+) -> Bound:
+    """A prompt of `tokens` after `past` cached rows, in passes of `chunk`: each pass reads the weights that its tokens
+    need once and the rows cached so far once.
 
-    Attention is causal, so T tokens meet T(T+1)/2 rows, in the form that is least in each pass. Reading all experts in
-    each pass is what a chunk of some hundred tokens does; for a chunk of one the active weights alone are read.
+    Attention is causal, so T tokens meet T(T+1)/2 rows beside those before them, each pass in its least form.
     """
-    passes = -(-tokens // chunk)
-    weight_bytes = weights.active_bytes if chunk == 1 else weights.total_bytes
-    rows_read = sum(min(tokens, (index + 1) * chunk) for index in range(passes))
-    bytes_read = passes * weight_bytes + rows_read * cache_bytes_per_token(config, path.layout, path.cache_type)
-    begun = range(0, tokens, chunk)
-    attention = sum(_pass_attention_flops(config, path, past, min(chunk, tokens - past)) for past in begun)
+    passes = [(past + first, min(chunk, tokens - first)) for first in range(0, tokens, chunk)]
+    weight_bytes = sum(_pass_weight_bytes(config, weights, length) for _, length in passes)
+    rows_read = sum(before + length for before, length in passes)
+    bytes_read = weight_bytes + rows_read * cache_bytes_per_token(config, path.layout, path.cache_type)
+    attention = sum(_pass_attention_flops(config, path, before, length) for before, length in passes)
     return peaks.bound(bytes_read, tokens * 2 * active_parameters(config) + attention)
+
+
+def run_bound(
+    config: ModelConfig, weights: Weights, path: Path, n_prompt: int, n_gen: int, depth: int, chunk: int, peaks: Peaks
+) -> Bound:
+    """A prompt after `depth` rows in passes of `chunk`, then `n_gen` decoded tokens, each of which meets itself too."""
+    prompt = prompt_bound(config, weights, path, n_prompt, chunk, peaks, past=depth)
+    contexts = (depth + n_prompt + i + 1 for i in range(n_gen))
+    parts = [prompt, *(decode_bound(config, weights.active_bytes, path, context, peaks) for context in contexts)]
+    return peaks.bound(sum(part.bytes_read for part in parts), sum(part.flops for part in parts))
+
+
+def _pass_weight_bytes(config: ModelConfig, weights: Weights, tokens: int) -> float:
+    """All weights but the experts that no token chose: with an even choice a share of (1 - used / experts) ** tokens,
+    1% after 72 tokens of GLM-4.7-Flash."""
+    missed = 1 - config.n_expert_used / config.n_expert if config.n_expert else 0.0
+    return weights.total_bytes - (weights.total_bytes - weights.active_bytes) * missed ** (tokens - 1)
 
 
 def _pass_attention_flops(config: ModelConfig, path: Path, past: int, tokens: int) -> int:

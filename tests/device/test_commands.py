@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from statistics import median
 from types import SimpleNamespace
 
 import numpy as np
@@ -79,7 +80,7 @@ def test_an_f32_cache_from_the_command_line(capsys: Captured) -> None:
     latent, others = run_logits("--cache", "f32"), run_logits("--path", "mha", "--cache", "f32")
     assert np.abs(others - latent).max() < 1e-4 * np.abs(latent).max()
     assert np.abs(run_logits("--cache", "f16") - latent).max() > 1e-4 * np.abs(latent).max()
-    assert main(["bench", "-p", "0", "-n", "2", "-r", "1", "--cache", "f32", "--json", "-"]) == 0
+    assert main(["bench", "-p", "0", "-n", "2", "-r", "1", "--cache", "f32", "--no-peaks", "--json", "-"]) == 0
     capsys.readouterr()
     assert main(["logits", "--tokens", "1", "-o", "o.npz", "--cache", "q5_1"]) == 2
     error = "cache type 'q5_1' has no kernel, expected one of f16, f32, q8_0, q4_0; choose one with --cache"
@@ -199,18 +200,57 @@ def test_bench_has_llama_benchs_fields(capsys: Captured) -> None:
         assert row["launches"]["decode"] > 10 and row["device_bytes"] > row["cache_bytes"] > 0
         assert row["device"]["name"] == row["gpu_info"] and row["model"]["file"] == row["model_filename"]
         assert row["state"]["others_busy"] >= 0 and len(row["state"]["before"]["load_average"]) == 3
+        peaks, bound = row["peaks"], row["bound"]
+        for name, key in (("bandwidth", "bandwidth"), ("flops", "arithmetic")):
+            measured = [row["peak_samples"][f"{key} {when}"] for when in ("before", "after")]
+            assert peaks[name] == max(median(samples) for samples in measured)
+        assert bound["memory_seconds"] == bound["bytes_read"] / peaks["bandwidth"]
+        assert bound["compute_seconds"] == bound["flops"] / peaks["flops"]
+        assert bound["seconds"] == max(bound["memory_seconds"], bound["compute_seconds"])
+        assert row["governs"] == bound["governs"] in ("memory", "compute")
+        assert row["roofline_share"] == pytest.approx(1e9 * bound["seconds"] / row["avg_ns"])
+        assert row["bytes_per_token"] == bound["bytes_read"] / tokens
+        assert row["n_ubatch"] == row["n_depth"] + 16  # 512, or what there is to cache
+        if row["n_gen"]:  # the mean token meets the second one's row
+            rows_met = row["n_depth"] + 2
+            expected = row["weight_bytes_per_token"] + rows_met * row["cache_bytes_per_token"]
+            assert row["bytes_per_token"] == expected
     assert [len(repeat) for repeat in rows[1]["samples_token_ns"]] == [3, 3]
 
 
 def test_bench_prints_llama_benchs_formats(capsys: Captured) -> None:
-    run = ["bench", "-p", "0", "-n", "2", "-pg", "8,2", "-r", "2", "-ctk", "f32", "-ctv", "f32", "-o"]
+    run = [
+        "bench",
+        "-p",
+        "0",
+        "-n",
+        "2",
+        "-pg",
+        "8,2",
+        "-r",
+        "2",
+        "-ctk",
+        "f32",
+        "-ctv",
+        "f32",
+        "-ub",
+        "4",
+        "--no-peaks",
+    ]
+    assert main(run) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["model", "path", "test", "tok/s", "GB/s", "bound", "of", "it"]
+    assert lines[2].split()[-2:] == ["n/a", "n/a"] and len(lines) == 5  # no line of peaks
+    run += ["-o"]
     assert main([*run, "jsonl"]) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert all(row["n_ubatch"] == 4 and "peaks" not in row and "roofline_share" not in row for row in rows)
     assert [(row["test"], row["type_k"]) for row in rows] == [("tg2", "f32"), ("pp8+tg2", "f32")]
     assert main([*run, "csv"]) == 0
     found = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
     assert [row["n_prompt"] for row in found] == ["0", "8"]
     assert all(float(row["avg_ts"]) > 0 and row["model_filename"] == "latentvk-tiny.gguf" for row in found)
+    assert all(row["roofline_share"] == row["governs"] == "" for row in found)
     assert main([*run, "md"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "| model | size | params | backend | path | test | t/s |"
@@ -220,7 +260,7 @@ def test_bench_prints_llama_benchs_formats(capsys: Captured) -> None:
 def test_what_does_not_vary_is_the_same_in_every_run(capsys: Captured) -> None:
     found = []
     for count in ("2", "3"):
-        assert main(["bench", "-p", "16", "-n", "3", "-d", "0,40", "-r", count, "--json", "-"]) == 0
+        assert main(["bench", "-p", "16", "-n", "3", "-d", "0,40", "-r", count, "--no-peaks", "--json", "-"]) == 0
         found.append([
             {name: row[name] for name in ("cache_bytes", "launches", "device_bytes", "device_allocations")}
             for row in json.loads(capsys.readouterr().out)

@@ -10,16 +10,19 @@ from harness.roofline import (
     Peaks,
     Weights,
     attention_flops_per_row,
+    best_peaks,
     chip_peaks,
     decode_bound,
     estimated_weights,
     fit_line,
     flops_per_cache_byte,
     prompt_bound,
+    run_bound,
 )
 from model.layout import PATHS
 from model.presets import get_preset
 from vkbackend.errors import InputError
+from vkbackend.peaks import Peaks as DevicePeaks
 
 GLM = get_preset("glm-4.7-flash")
 WEIGHTS = estimated_weights(GLM)
@@ -140,8 +143,9 @@ def test_prompt_bound_counts_causal_pairs_and_passes() -> None:
     weights = Weights(1000, 100, "test")
     bound = prompt_bound(GLM, weights, PATHS["mla"], tokens=5, chunk=2, peaks=peaks)
     row_bytes, of_heads = 54_144, 2 * 20 * 47
-    # Passes end at rows 2, 4 and 5; tokens meet 1 + 2 + 3 + 4 + 5 rows, the first pass's alone need no expanding.
-    assert bound.bytes_read == 3 * 1000 + (2 + 4 + 5) * row_bytes
+    # Passes end at rows 2, 4 and 5; tokens meet 1 + 2 + 3 + 4 + 5 rows, the first pass's alone need no expanding. Of
+    # two tokens that choose 4 of 64 experts each, the second brings 60 of 64 of its own.
+    assert bound.bytes_read == pytest.approx(2 * (1000 - 900 * 60 / 64) + 100 + (2 + 4 + 5) * row_bytes, rel=1e-12)
     active = round(WEIGHTS.active_bytes * 8 / 4.85)
     assert bound.flops == pytest.approx(5 * 2 * active + of_heads * (3 * 512 + 12 * 1088), rel=1e-8)
     # Of 1,000 tokens after 1,000 it is less to expand these, 448 x 512 multiply-adds a head, than to absorb.
@@ -152,6 +156,41 @@ def test_prompt_bound_counts_causal_pairs_and_passes() -> None:
     assert fallback.flops == pytest.approx(2000 * 2 * active + of_heads * pairs * 512, rel=1e-8)
     single = prompt_bound(GLM, weights, PATHS["mla"], tokens=2, chunk=1, peaks=peaks)
     assert single.bytes_read == 2 * 100 + 3 * row_bytes
+    after = prompt_bound(GLM, weights, PATHS["mla"], tokens=1000, chunk=1000, peaks=peaks, past=1000)
+    assert after.flops == pytest.approx(long.flops - prompt_bound(GLM, weights, PATHS["mla"], 1000, 1000, peaks).flops)
+    assert after.bytes_read == pytest.approx(1000 + 2000 * row_bytes)
+
+
+def test_the_bound_of_a_run_is_its_prompts_and_each_tokens() -> None:
+    peaks = Peaks(2.0, 3.0, "two bytes and three operations a second")
+    weights = Weights(10**9, 10**8, "test")
+    path = PATHS["mla-v"]
+    prompt = prompt_bound(GLM, weights, path, 300, 128, peaks, past=77)
+    tokens = [decode_bound(GLM, weights.active_bytes, path, context, peaks) for context in (378, 379, 380)]
+    bound = run_bound(GLM, weights, path, 300, 3, 77, 128, peaks)
+    assert bound.bytes_read == prompt.bytes_read + sum(token.bytes_read for token in tokens)
+    assert bound.flops == prompt.flops + sum(token.flops for token in tokens)
+    assert (bound.memory_seconds, bound.compute_seconds) == (bound.bytes_read / 2, bound.flops / 3)
+    assert run_bound(GLM, weights, path, 300, 0, 77, 128, peaks) == prompt
+    assert run_bound(GLM, weights, path, 0, 1, 377, 128, peaks) == tokens[0]
+
+
+def test_of_two_measurements_the_higher_is_the_peak() -> None:
+    before = DevicePeaks(10.0, 200.0, {"bandwidth": [9.0, 10.0], "arithmetic": [200.0]})
+    after = DevicePeaks(11.0, 150.0, {"bandwidth": [11.0], "arithmetic": [150.0]})
+    peaks, samples = best_peaks(before, after)
+    assert (peaks.bandwidth, peaks.flops) == (11.0, 200.0)
+    assert samples == {
+        "bandwidth before": [9.0, 10.0],
+        "arithmetic before": [200.0],
+        "bandwidth after": [11.0],
+        "arithmetic after": [150.0],
+    }
+    alone, samples = best_peaks(before, None)
+    assert (alone.bandwidth, alone.flops) == (10.0, 200.0) and list(samples) == [
+        "bandwidth before",
+        "arithmetic before",
+    ]
 
 
 def test_chips_name_their_sources_and_unknown_ones_are_refused() -> None:
