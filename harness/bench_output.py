@@ -28,7 +28,7 @@ def show(rows: Rows) -> None:
     from harness.verdict import percent
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for heading in ("model", "path", "test", "tok/s", "GB/s", "bound", "of it"):
+    for heading in ("path", "test", "tok/s", "GB/s", "bound", "of it"):
         table.add_column(heading, justify="right" if heading in ("tok/s", "GB/s", "of it") else "left")
     for row in rows:
         rate = "n/a"
@@ -37,9 +37,9 @@ def show(rows: Rows) -> None:
             per_token = row["weight_bytes_per_token"] + rows_read * row["cache_bytes_per_token"]
             rate = significant(per_token * row["avg_ts"] / 1e9)
         bound = (row["governs"], percent(row["roofline_share"])) if "bound" in row else ("n/a", "n/a")
-        table.add_row(row["model_type"], row["path"], row["test"], _speed(row), rate, *bound)
+        table.add_row(row["path"], row["test"], _speed(row), rate, *bound)
     Console(highlight=False).print(table)
-    print(f"on {rows[0]['gpu_info']} ({rows[0]['driver']})")
+    print(f"{rows[0]['model_type']} on {rows[0]['gpu_info']} ({rows[0]['driver']})")
     if "peaks" in rows[0]:
         peaks = rows[0]["peaks"]
         bandwidth, flops = significant(peaks["bandwidth"] / 1e9), significant(peaks["flops"] / 1e9)
