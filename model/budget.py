@@ -76,13 +76,16 @@ def require_fit(
         return cache(n) + sum(scratch(n).values()) + weights
 
     most = binding_context(config, path, limit)
-    units = range(1, min(n_ctx, most) // UNIT + 1)
-    fitting = UNIT * bisect_right(units, left.nbytes, key=lambda n: needed(n * UNIT))
-    advice = f"use a context of at most {fitting}" if fitting else "no context fits: use a smaller quantisation"
+
+    def advice() -> str:
+        units = range(1, min(n_ctx, most) // UNIT + 1)
+        fitting = UNIT * bisect_right(units, left.nbytes, key=lambda n: needed(n * UNIT))
+        return f"use a context of at most {fitting}" if fitting else "no context fits: use a smaller quantisation"
+
     if n_ctx > most:
         raise DeviceError(
             f"context {n_ctx} on path {path.name} takes more than the {limit} bytes that {info.name} binds at most: "
-            f"{advice}"
+            f"{advice()}"
         )
     name, largest = max(scratch(n_ctx).items(), key=lambda item: item[1])
     if largest > limit:
@@ -96,6 +99,6 @@ def require_fit(
     other = "" if path.layout is CacheLayout.LATENT else " or --path mla"
     raise DeviceError(
         f"context {n_ctx} on path {path.name} needs {needed(n_ctx)} bytes ({listed}); {info.name} has {left.nbytes} "
-        f"left {left.limit}, {needed(n_ctx) - left.nbytes} short: {advice}{other}"
+        f"left {left.limit}, {needed(n_ctx) - left.nbytes} short: {advice()}{other}"
         + _remedies(device, left, needed(n_ctx))
     )

@@ -93,20 +93,24 @@ class Model:
         self.weights.free()
 
 
-def chunk_capacity(device: Device, config: ModelConfig, path: Path, n_ctx: int, wanted: int | None, splits: int) -> int:
-    """Prompt tokens a chunk: ``wanted`` or the default, at most what the context holds; less where the MHA fallback's
-    scores [H, chunk, n_ctx] would exceed one binding, and a half, a quarter and so on of the default where another
-    activation buffer would (``splits`` as of ``session_scratch``)."""
+def chunk_and_scratch(
+    device: Device, config: ModelConfig, path: Path, n_ctx: int, wanted: int | None, splits: int
+) -> tuple[int, dict[str, int]]:
+    """Prompt tokens a chunk, and the activation buffers that it takes, as ``session_scratch`` gives them.
+
+    They are ``wanted`` or the default, at most what the context holds; less where the MHA fallback's scores
+    [H, chunk, n_ctx] would exceed one binding, and a half, a quarter and so on of the default where another activation
+    buffer would."""
     limit = buffer_limit(device)
     chunk = min(wanted or DEFAULT_CHUNK, n_ctx)
     if path.layout is CacheLayout.PER_HEAD:
         chunk = min(chunk, (limit - SLACK_BYTES) // (4 * config.n_head * cache_capacity(n_ctx)))
     chunk = max(1, chunk)
-    while wanted is None and chunk > 1:
-        if max(session_scratch(device, config, path, n_ctx, chunk, splits).values()) <= limit:
-            break
+    while True:
+        sizes = session_scratch(device, config, path, n_ctx, chunk, splits)
+        if wanted is not None or chunk == 1 or max(sizes.values()) <= limit:
+            return chunk, sizes
         chunk //= 2
-    return chunk
 
 
 def require_session(
@@ -126,8 +130,7 @@ def require_session(
     splits = AttentionShape.choose(device, config, path.kind, 1).splits
 
     def scratch(n: int) -> dict[str, int]:
-        width = chunk_capacity(device, config, path, n, chunk, splits)
-        return session_scratch(device, config, path, n, width, splits)
+        return chunk_and_scratch(device, config, path, n, chunk, splits)[1]
 
     require_fit(device, config, path, n_ctx, scratch, weights)
 
@@ -161,8 +164,7 @@ class Session:
         require_session(device, config, path, n_ctx, chunk, missing)
         self.model, self.path = model, path
         one, several = (AttentionShape.choose(device, config, path.kind, tokens) for tokens in (1, 2))
-        self.chunk = chunk_capacity(device, config, path, n_ctx, chunk, one.splits)
-        sizes = session_scratch(device, config, path, n_ctx, self.chunk, one.splits)
+        self.chunk, sizes = chunk_and_scratch(device, config, path, n_ctx, chunk, one.splits)
         self.n_ctx = n_ctx
         with ExitStack() as made:  # what exists already is given back when the next part fails
             self._cache = Cache(device, config, path, n_ctx)

@@ -61,7 +61,7 @@ class Buffer:
         self._live = True
         # Kompute copies a host tensor's template and takes a storage tensor's size from it. np.zeros of a large size
         # is untouched address space, so no template is ever resident.
-        template = initial if self.mapped and initial is not None else np.zeros(size // 4, np.uint32)
+        template = initial if self.mapped and initial is not None else _zeros(device, size // 4)
         kind = kp.TensorTypes.host if self.mapped else kp.TensorTypes.storage
         with device.companion.creating(f"buffer {name} of {size} bytes"):
             device.companion.prefer_memory(memory.preference(use, size))
@@ -133,3 +133,8 @@ class Buffer:
         if self._live:
             self._live = False
             self.tensor.destroy()
+
+
+def _zeros(device: Device, words: int) -> NDArray[np.uint32]:
+    """A template of so many words. Where they lead to no memory they take none either: planning makes thousands."""
+    return np.zeros(words, np.uint32) if device.keeps_data else np.broadcast_to(np.uint32(0), words)

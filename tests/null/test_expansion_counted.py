@@ -8,7 +8,7 @@ from imaginary import INFO
 
 from model import prompt_expansion
 from model.config import ModelConfig
-from model.engine import chunk_capacity, require_session, session_scratch
+from model.engine import chunk_and_scratch, require_session, session_scratch
 from model.layout import PATHS, CacheLayout, get_path
 from model.presets import PRESETS
 from model.prompt_attention import PromptShape
@@ -72,8 +72,7 @@ def test_every_buffer_fits_a_binding(name: str) -> None:
     limit, config = 2**27, PRESETS[name]
     narrow = DryDevice(replace(DEVICE.info, max_storage_buffer_range=limit))
     for path in PATHS.values():
-        chunk = chunk_capacity(narrow, config, path, 8192, None, 8)
-        sizes = session_scratch(narrow, config, path, 8192, chunk, 8)
+        chunk, sizes = chunk_and_scratch(narrow, config, path, 8192, None, 8)
         assert max(sizes.values()) <= limit
         # 128 heads have more queries than fit of 512 tokens, and more rows than a grid has workgroups.
         few, latent = config.n_head <= 64, path.layout is not CacheLayout.PER_HEAD
@@ -84,7 +83,7 @@ def test_every_buffer_fits_a_binding(name: str) -> None:
 def test_a_chunk_that_was_asked_for_is_refused_where_it_does_not_fit() -> None:
     """Only the default gives way."""
     narrow, config = DryDevice(replace(DEVICE.info, max_storage_buffer_range=2**27)), PRESETS["deepseek-v2"]
-    assert chunk_capacity(narrow, config, get_path("mla"), 8192, 512, 8) == 512
+    assert chunk_and_scratch(narrow, config, get_path("mla"), 8192, 512, 8)[0] == 512
     with pytest.raises(DeviceError) as caught:
         require_session(narrow, config, get_path("mla"), 8192, 512, 0)
     assert str(caught.value) == (
@@ -95,4 +94,4 @@ def test_a_chunk_that_was_asked_for_is_refused_where_it_does_not_fit() -> None:
 def test_a_vocabulary_does_not_shorten_a_chunk() -> None:
     """Logits of all tokens are made piece by piece."""
     narrow = DryDevice(replace(DEVICE.info, max_storage_buffer_range=2**27))
-    assert chunk_capacity(narrow, GLM, get_path("mla"), 4096, None, 8) == 512
+    assert chunk_and_scratch(narrow, GLM, get_path("mla"), 4096, None, 8)[0] == 512
