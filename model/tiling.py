@@ -11,7 +11,8 @@ from model import kernels
 from model.block_formats import IN_PIECES, SMALL_INTEGERS
 from model.weights import NARROW_SUBGROUP
 from vkbackend.device import Device
-from vkbackend.physical import DeviceInfo, MatrixShape
+from vkbackend.matrix_shapes import MatrixShape
+from vkbackend.physical import DeviceInfo
 from vkbackend.tuning import Entry
 
 # One token. Wide subgroups: matvec.comp, this many rows a subgroup: RADV makes 48 registers of two on phoenix, 10 waves

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from vkbackend.errors import DeviceError
+from vkbackend.matrix_shapes import MATRIX_EXTENSION, MatrixShape, read_matrix_shapes
 
 # VkPhysicalDeviceType, Vulkan 1.3 specification, "VkPhysicalDeviceType".
 _KINDS = {0: "other", 1: "integrated", 2: "discrete", 3: "virtual", 4: "cpu"}
@@ -39,7 +40,7 @@ _FEATURES: dict[str, tuple[str, tuple[int, int] | None, str | None]] = {
     "subgroupSizeControl": ("SubgroupSizeControlFeatures", (1, 3), "VK_EXT_subgroup_size_control"),
     "computeFullSubgroups": ("SubgroupSizeControlFeatures", (1, 3), "VK_EXT_subgroup_size_control"),
     "vulkanMemoryModel": ("VulkanMemoryModelFeatures", (1, 2), "VK_KHR_vulkan_memory_model"),
-    "cooperativeMatrix": ("CooperativeMatrixFeaturesKHR", None, "VK_KHR_cooperative_matrix"),
+    "cooperativeMatrix": ("CooperativeMatrixFeaturesKHR", None, MATRIX_EXTENSION),
     "pipelineExecutableInfo": (
         "PipelineExecutablePropertiesFeaturesKHR",
         None,
@@ -49,10 +50,6 @@ _FEATURES: dict[str, tuple[str, tuple[int, int] | None, str | None]] = {
     "maintenance4": ("Maintenance4Features", (1, 3), "VK_KHR_maintenance4"),
     "bufferDeviceAddress": ("BufferDeviceAddressFeatures", (1, 2), "VK_KHR_buffer_device_address"),
 }
-_MATRICES = "vkGetPhysicalDeviceCooperativeMatrixPropertiesKHR"
-_SUBGROUP_SCOPE = 3  # VkScopeKHR
-# VkComponentTypeKHR of what shaders/include/fragments.glsl multiplies and adds.
-_COMPONENTS = {0: "f16", 1: "f32"}
 _MEMORY_BUDGET = "VK_EXT_memory_budget"  # an extension that has no feature, listed as one
 FEATURES = (*_FEATURES, "memoryBudget")
 # The same for properties.
@@ -97,17 +94,6 @@ class MemoryType:
 
     heap: int
     flags: int
-
-
-@dataclass(frozen=True)
-class MatrixShape:
-    """A product that a subgroup makes at once, [m, k] times [k, n]: the types of its factors and of its sums."""
-
-    m: int
-    n: int
-    k: int
-    factors: str  # "f16" or "f32"
-    sums: str
 
 
 @dataclass(frozen=True)
@@ -197,8 +183,8 @@ def _version(packed: int) -> str:
 class _Physical:
     """One physical device under the package's raw entry points, whose wrappers lose what a structure chains."""
 
-    def __init__(self, vk: Any, raw: Any, instance: Any, handle: Any) -> None:
-        self.vk, self.ffi, self.lib, self.instance, self.handle = vk, raw.ffi, raw.lib, instance, handle
+    def __init__(self, vk: Any, raw: Any, handle: Any) -> None:
+        self.vk, self.ffi, self.lib, self.handle = vk, raw.ffi, raw.lib, handle
         # The whole structure is kept: what is inside one does not keep its memory.
         self._whole = self._filled("Properties2", [], raw.lib.vkGetPhysicalDeviceProperties2)["Properties2"]
         self.properties = self._whole.properties
@@ -264,26 +250,6 @@ class _Physical:
         )
         return heaps, types
 
-    def read_matrix_shapes(self) -> tuple[MatrixShape, ...]:
-        """The products of matrices in floating point that a subgroup makes at once."""
-        if "VK_KHR_cooperative_matrix" not in self.extensions:
-            return ()
-        call = self.ffi.cast(f"PFN_{_MATRICES}", self.lib.vkGetInstanceProcAddr(self.instance, _MATRICES.encode()))
-        count = self.ffi.new("uint32_t *")
-        call(self.handle, count, self.ffi.NULL)
-        found = self.ffi.new("VkCooperativeMatrixPropertiesKHR[]", max(count[0], 1))
-        for item in found:
-            item.sType = self.vk.VK_STRUCTURE_TYPE_COOPERATIVE_MATRIX_PROPERTIES_KHR
-        call(self.handle, count, found)
-        return tuple(
-            MatrixShape(int(p.MSize), int(p.NSize), int(p.KSize), _COMPONENTS[p.AType], _COMPONENTS[p.CType])
-            for p in (found[i] for i in range(count[0]))
-            if p.scope == _SUBGROUP_SCOPE
-            and p.AType == p.BType
-            and p.CType == p.ResultType
-            and {p.AType, p.CType} <= _COMPONENTS.keys()
-        )
-
     def read_timestamp_bits(self) -> int:
         """Valid bits of a timestamp on the first queue family that computes, which Kompute takes; 0 without one."""
         call, count = self.lib.vkGetPhysicalDeviceQueueFamilyProperties, self.ffi.new("uint32_t *")
@@ -299,7 +265,7 @@ def _triple(values: Any) -> tuple[int, int, int]:
 
 
 def _describe(vk: Any, raw: Any, instance: Any, handle: Any, index: int) -> DeviceInfo:
-    device = _Physical(vk, raw, instance, handle)
+    device = _Physical(vk, raw, handle)
     made = device.read_properties()
     core, limits = device.properties, device.properties.limits
     heaps, types = device.read_memory()
@@ -307,6 +273,7 @@ def _describe(vk: Any, raw: Any, instance: Any, handle: Any, index: int) -> Devi
     control, pci = made.get("SubgroupSizeControlProperties"), made.get("PCIBusInfoPropertiesEXT")
     third, fourth = made.get("Maintenance3Properties"), made.get("Maintenance4Properties")
     features = device.read_features()
+    products = read_matrix_shapes(vk, raw, instance, handle) if MATRIX_EXTENSION in device.extensions else ()
     size = int(subgroup.subgroupSize) if subgroup else 0
     in_compute = subgroup is not None and subgroup.supportedStages & _COMPUTE_STAGE
     sizes = (size, size)
@@ -342,7 +309,7 @@ def _describe(vk: Any, raw: Any, instance: Any, handle: Any, index: int) -> Devi
         max_workgroup_invocations=int(limits.maxComputeWorkGroupInvocations),
         timestamp_bits=device.read_timestamp_bits(),
         timestamp_period_ns=float(limits.timestampPeriod) if math.isfinite(limits.timestampPeriod) else 0.0,
-        matrix_shapes=device.read_matrix_shapes(),
+        matrix_shapes=products,
     )
 
 

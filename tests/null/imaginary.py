@@ -2,7 +2,8 @@
 
 from dataclasses import replace
 
-from vkbackend.physical import FEATURES, DeviceInfo, Heap, MatrixShape, MemoryType
+from vkbackend.matrix_shapes import MatrixShape
+from vkbackend.physical import FEATURES, DeviceInfo, Heap, MemoryType
 
 INFO = DeviceInfo(
     index=0,

@@ -1,104 +1,22 @@
-"""compare without a device: what a fake session is asked to do, what fits, what the tables and the report say."""
+"""compare without a device: what a fake session is asked to do, what fits, what is kept when one is lost."""
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import replace
 from io import StringIO
-from pathlib import Path as FilePath
-from typing import Any
 
 import numpy as np
 import pytest
-from random_model import BASE
+from fake_compare import CONFIG, FakeClock, FakeSession, Opener, bench, document, lanes, record, silent, table
 from rich.console import Console
 
 from harness import measure, report_tables
-from harness.cli import main
-from harness.compare import report_stem
-from harness.compare_run import Bench, Lane, make_prompt, measure_context, measure_rows
-from harness.measure import Measurement, Plan, Prompt, SessionLike, Want, take_turns
-from harness.predict import line_of
-from harness.results import Record, Row, Table, ratios
-from harness.roofline import Peaks, Weights
+from harness.compare_run import make_prompt, measure_context, measure_rows
+from harness.measure import Measurement, Plan, Prompt, SessionLike, take_turns
+from harness.results import Row
 from model.layout import PATHS, Path, cache_bytes
 from model.tasks import Document
 from vkbackend.errors import DeviceError, DeviceLostError
-
-CONFIG = replace(BASE, n_vocab=37)
-PEAKS = Peaks(1e9, 1e10, "test")
-WEIGHTS = Weights(1000, 500, "test")
-
-
-@dataclass
-class Call:
-    name: str
-    n_past: int
-    count: int
-
-
-class FakeSession:
-    """Follows the session's contract on positions strictly; its logits favour (token + 1) by a margin of 3."""
-
-    def __init__(self, path: Path, n_ctx: int, chunk: int = 8, clock: "FakeClock | None" = None) -> None:
-        self.path, self.n_ctx, self.chunk, self.n_past = path, n_ctx, chunk, 0
-        self.cache_bytes = cache_bytes(CONFIG, path.layout, path.cache_type, n_ctx)
-        self.calls: list[Call] = []
-        self.closed = False
-        self.clock = clock
-
-    def prompt(self, tokens: Sequence[int], want: Want) -> np.ndarray | None:
-        self._advance(f"prompt {want}", len(tokens))
-        logits = np.zeros((len(tokens), CONFIG.n_vocab), np.float32)
-        logits[np.arange(len(tokens)), (np.array(tokens) + 1) % CONFIG.n_vocab] = 3.0
-        return {"all": logits, "last": logits[-1], "none": None}[want]
-
-    def decode(self, token: int) -> int:
-        self._advance("decode", 1)
-        return (token + 1) % CONFIG.n_vocab
-
-    def rewind(self, n_past: int) -> None:
-        assert n_past <= self.n_past
-        self.n_past = n_past
-
-    def close(self) -> None:
-        self.closed = True
-
-    def _advance(self, name: str, count: int) -> None:
-        assert self.n_past + count <= self.n_ctx, "more tokens than the cache has rows"
-        self.calls.append(Call(name, self.n_past, count))
-        self.n_past += count
-        if self.clock is not None:
-            self.clock.now += count * self.clock.seconds_per_token
-
-
-@dataclass
-class FakeClock:
-    seconds_per_token: float
-    now: float = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-def silent(what: str, tokens: int) -> None: ...
-
-
-def document(n_ctx: int) -> Document:
-    """Tokens that count up, so that the fake is right everywhere, but for a break after position 20."""
-    tokens = np.arange(n_ctx, dtype=np.int32) % CONFIG.n_vocab
-    tokens[21:] = (tokens[21:] + 5) % CONFIG.n_vocab
-    return Document(
-        tokens=tokens,
-        text_positions=np.arange(2, n_ctx - 8, dtype=np.int32),
-        answer_positions=np.array([20, n_ctx - 6, n_ctx - 2], np.int32),
-        answer_distances=np.array([5, 9, 30], np.int32),
-        n_facts=3,
-    )
-
-
-def bench(budget: int = 10**9) -> Bench:
-    return Bench(CONFIG, WEIGHTS, budget, Plan(n_decode=4, repeats=2))
 
 
 def turns(sessions: Sequence[FakeSession], doc: Document, plan: Plan) -> list[Measurement]:
@@ -169,17 +87,8 @@ def test_decode_begins_at_the_same_place_each_time_and_ends_at_the_context() -> 
     assert [call.n_past for call in session.calls if call.name == "decode"] == [36, 37] + [36, 37, 38, 39] * 3
 
 
-Opener = Callable[[Path, int], SessionLike]
-
-
 def context_rows(open_session: Opener, prompt: Prompt, paths: list[str], budget: int = 10**9) -> list[Row]:
     return measure_context(lanes(open_session, paths, bench(budget)), prompt, silent)
-
-
-def lanes(open_session: Opener, paths: list[str], of: Bench | None = None) -> list[Lane]:
-    """A table's lanes along those paths."""
-    shared = of or bench()
-    return [Lane(shared, PATHS[name], partial(open_session, PATHS[name])) for name in paths]
 
 
 def blank(context: int) -> Prompt:
@@ -277,40 +186,6 @@ def test_a_model_without_the_task_runs_on_drawn_tokens_and_says_why() -> None:
     assert f"No scores: {prompt.unscored}." in text
 
 
-def table(rows: list[Row], peaks: Peaks = PEAKS) -> Table:
-    names = dict.fromkeys(row.path for row in rows)
-    lines = [line_of(CONFIG, PATHS[name], [row for row in rows if row.path == name], peaks) for name in names]
-    return Table("measured", "tiny", "llvmpipe", WEIGHTS, peaks, tuple(rows), tuple(lines))
-
-
-def record(*tables: Table) -> Record:
-    facts: dict[str, Any] = {"name": "llvmpipe (LLVM 15.0.6, 256 bits)", "driver": "llvmpipe", "driver_version": "25"}
-    host = {"cpu": "cpu", "cpu_count": 2, "load_average": [1.0, 0.5, 0.25]}
-    return Record("c", "2026-01-02T03:04:05+00:00", host, {}, facts, {"file": "tiny 1.5.gguf"}, {}, tables)
-
-
-def linear_rows(seconds_per_row: dict[str, float]) -> list[Row]:
-    """Rows whose decode time is 10 ms plus an exact slope."""
-    rows = []
-    for context in (512, 2048):
-        for name, slope in seconds_per_row.items():
-            size = cache_bytes(CONFIG, PATHS[name].layout, "f16", context)
-            seconds = 0.01 + slope * context
-            rows.append(
-                Row(
-                    name,
-                    context,
-                    size,
-                    cache_bytes=size,
-                    decode_seconds=((seconds,) * 3,) * 2,
-                    decode_contexts=(context,),
-                    prompt_seconds=(1.0,),
-                    first_token_seconds=(1.0,),
-                )
-            )
-    return rows
-
-
 def test_rows_come_context_by_context_in_the_order_of_the_paths() -> None:
     prompts = {c: Prompt(np.zeros(c, np.int32), None) for c in (16, 40)}
     rows, lost = measure_rows(lanes(FakeSession, ["mha", "mla"]), prompts)
@@ -349,62 +224,3 @@ def test_a_lost_device_keeps_the_contexts_before_it(when: str) -> None:
     console = Console(file=StringIO(), width=200)
     report_tables.show(replace(record(table(rows)), incomplete=str(lost)), console)
     assert console.file.getvalue().startswith(f"Incomplete: {message}\n")  # type: ignore[attr-defined]
-
-
-def test_slope_times_bandwidth_is_bytes_per_token() -> None:
-    found = table(linear_rows({"mla": 2e-6, "mha": 5e-6}))
-    assert {line.path: line.bytes_per_token for line in found.lines} == {
-        "mla": pytest.approx(2000.0),
-        "mha": pytest.approx(5000.0),
-    }
-
-
-def test_markdown_report_shows_ratio_rows_that_do_not_fit_and_undecided_ratios() -> None:
-    rows = linear_rows({"mla": 2e-6, "mha": 2e-6})
-    rows.append(Row("mha", 65536, 123 * 2**30, not_run="does not fit", needed_bytes=125 * 2**30))
-    text = report_tables.markdown(record(table(rows)), "samples.json")
-    blow_up = rows[1].cache_bytes_formula / rows[0].cache_bytes_formula
-    assert f"({blow_up:.2f}x)" in text
-    assert "| 65,536 | mha | does not fit | 123.0 GiB |" in text
-    assert "- mha at 65,536: does not fit, 125.0 GiB needed with the weights." in text
-    assert "| ~1.00 | 512 | ?1.00 | 1.00 s | ?1.00 |" in text  # decode has two repeats, the prompt one
-    assert "- ? marks a ratio of single runs: nothing says how much they vary.\n" in text
-    assert "~ marks a ratio whose 95% interval includes 1" in text
-    assert "| all samples | samples.json |" in text
-
-
-def test_first_row_of_each_path_is_its_own_base() -> None:
-    found = table(linear_rows({"mla": 2e-6, "mha": 4e-6}))
-    mla, mha = found.rows[:2]
-    assert ratios(mla, found.base(mla))["decode_rate"].value == 1.0
-    assert ratios(mha, found.base(mha))["decode_rate"].value == pytest.approx((0.01 + 512 * 2e-6) / (0.01 + 512 * 4e-6))
-
-
-@pytest.mark.parametrize("width", [80, 120])
-def test_tables_fit_the_terminal_with_no_cell_cut(width: int) -> None:
-    console = Console(width=width, record=True, file=StringIO())
-    report_tables.show(record(table(linear_rows({"mla": 2e-6, "mla-v": 3e-6, "mha": 5e-6}))), console)
-    text = console.export_text()
-    assert max(len(line) for line in text.splitlines()) <= width
-    assert "…" not in text
-    assert "tiny, measured on llvmpipe" in text
-    # Wide terminals get one comparison table, narrow ones two.
-    assert text.count("x mla") == 4
-    assert len([line for line in text.splitlines() if line.startswith("512")]) == (3 if width == 120 else 6)
-
-
-def test_report_names_are_made_of_model_device_and_date() -> None:
-    assert report_stem(record(table([]))) == "compare-tiny-1.5-llvmpipe-20260102-030405"
-
-
-def test_predicted_reports_are_written_and_marked(tmp_path: FilePath, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["compare", "--preset", "glm-4.7-flash", "--predict", "780m", "-o", str(tmp_path / "new folder")]) == 0
-    names = sorted(path.name for path in (tmp_path / "new folder").iterdir())
-    assert [name.rpartition(".")[2] for name in names] == ["html", "json", "md"]
-    assert names[1].startswith("compare-glm-4.7-flash-radeon-780m-")
-    text = (tmp_path / "new folder" / names[2]).read_text()
-    assert "| 4,096 | mha | predicted | 3.672 GiB | 17.78 | ≤ 13.1 | 0.39 |" in text
-    assert "| 131,072 | mha | does not fit | 117.5 GiB | 17.78 | n/a |" in text
-    assert "| 131,072 | mla | predicted | 6.609 GiB | 1 | ≤ 8.63 | 1 |" in text
-    out = capsys.readouterr().out
-    assert all(name in out for name in names)

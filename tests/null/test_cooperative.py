@@ -16,8 +16,8 @@ from tests.null.imaginary import INFO
 from vkbackend import spirv_val
 from vkbackend.cooperative import with_element_types
 from vkbackend.errors import DeviceError
+from vkbackend.matrix_shapes import MatrixShape
 from vkbackend.offline import OfflineCompiler, radv_icd
-from vkbackend.physical import MatrixShape
 from vkbackend.tuning import Entry
 
 HALVES, MATRICES = kernels.MATMUL_HALVES.file, kernels.MATMUL_COOPERATIVE.file

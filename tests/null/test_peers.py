@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
-from test_compare_logic import PEAKS, FakeSession, bench, lanes, record
+from fake_compare import PEAKS, FakeSession, bench, lanes, record
 
 from harness import report_tables
 from harness.cli import main

@@ -17,7 +17,8 @@ from tests.null.imaginary import INFO
 from vkbackend import physical
 from vkbackend.device import open_device
 from vkbackend.errors import DeviceError
-from vkbackend.physical import FEATURES, Heap, MatrixShape, MemoryType, chip_family, require_usable, select_device
+from vkbackend.matrix_shapes import MatrixShape
+from vkbackend.physical import FEATURES, Heap, MemoryType, chip_family, require_usable, select_device
 
 ROOT = Path(__file__).parents[2]
 RADV = Path("/usr/share/vulkan/icd.d/radeon_icd.json")

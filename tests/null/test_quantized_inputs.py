@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from imaginary import CAPABLE, INFO
 
-from harness.oracles.inputs import LEAST, quantize
+from harness.oracles.inputs import QUANT_ERROR, EightBits
 from model import kernels
 from model.block_formats import SMALL_INTEGERS
 from model.launches import planned_launches
@@ -124,10 +124,13 @@ def test_a_session_has_a_workspace_only_where_its_products_take_one() -> None:
     assert "scratch.workspace" not in {b.name for launch in launches(None) for b in launch.buffers.values()}
 
 
-@given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=UNIT, max_size=UNIT))
-def test_no_input_is_further_than_half_a_step(values: list[float]) -> None:
-    x = np.array(values, np.float32).astype(np.float64)
-    found, largest = quantize(x), np.abs(x).max()
-    assert np.abs(found - x).max() <= largest / 127 * (0.5 + 1e-9)
-    assert (found == 0).all() or largest > 0
-    assert largest == 0 or largest >= LEAST or np.abs(found).max() < LEAST * (1 + 1e-9)
+@given(st.integers(0, 2**32), st.sampled_from([-QUANT_ERROR, 0.0, QUANT_ERROR]))
+def test_drawn_inputs_leave_a_device_no_choice_of_a_step(seed: int, off: float) -> None:
+    """However it rounds 127 / magnitude and the product with it, all that the oracle allows included."""
+    inputs = EightBits()
+    x = inputs.drawn(np.random.default_rng(seed), np.zeros((3, 50 * UNIT), np.float32)).astype(np.float64)
+    blocks, seen = x.reshape(-1, UNIT), inputs.seen(x).reshape(-1, UNIT)
+    live = np.abs(blocks).max(axis=1) > 0
+    assert not seen[~live].any()
+    d = np.abs(blocks[live]).max(axis=1, keepdims=True) / 127
+    np.testing.assert_allclose(seen[live], d * np.rint(blocks[live] / d + off), rtol=1e-15)

@@ -1,6 +1,5 @@
 """tools/setup.sh on machines that lack something, made of stubs on the PATH: what it installs and what it says."""
 
-import importlib.util
 import os
 import shutil
 import stat
@@ -380,22 +379,3 @@ def test_a_python_that_is_too_old_is_refused(machine: Machine) -> None:
 def test_wrong_use(machine: Machine, uid: int, argument: str, message: str) -> None:
     machine.user(uid)
     assert machine.run(argument) == (1, "setup: error: " + message)
-
-
-@pytest.mark.parametrize(
-    ("driver", "stages", "operations", "why"),
-    [
-        ("Mesa 25.0.7-2~bpo12+1 (LLVM 15.0.6)", 0x20, 0x9D, ""),
-        ("Mesa 22.3.6", 0x20, 0x9D, "Mesa is older than 24"),
-        ("Mesa 24.0.5", 0x20, 0x7F, "the driver lacks subgroup operations in compute shaders"),
-        ("550.90.07", 0x01, 0x9D, "the driver lacks subgroup operations in compute shaders"),
-        ("550.90.07", 0x20, 0xFF, ""),
-    ],
-)
-def test_the_probe_refuses_what_the_shaders_cannot_run_on(driver: str, stages: int, operations: int, why: str) -> None:
-    spec = importlib.util.spec_from_file_location("vulkan_probe", ROOT / "tools/vulkan_probe.py")
-    assert spec is not None
-    assert spec.loader is not None
-    probe = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(probe)
-    assert probe.objection(driver, stages, operations) == why

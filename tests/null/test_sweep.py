@@ -7,8 +7,8 @@ from io import StringIO
 
 import numpy as np
 import pytest
+from fake_compare import CONFIG, PEAKS, FakeSession, document, record, silent
 from rich.console import Console
-from test_compare_logic import CONFIG, PEAKS, FakeSession, document, record, silent
 
 from harness import report_tables, sweep
 from harness.cli import build_parser, load, main
