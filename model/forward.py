@@ -103,6 +103,7 @@ class Forward:
                     "row_first": shard.first,
                     "row_end": shard.end,
                     "width": self._config.n_embd,
+                    "across": tokens,
                 },
                 label="token_embd",
             )

@@ -114,7 +114,7 @@ QUANTIZE_INPUTS = Kernel(
 EMBED = Kernel(
     "embed.comp",
     (("weights", "r"), ("x", "w"), _PARAMS),
-    push=("units", "scale_base", "row_first", "row_end", "width"),
+    push=("units", "scale_base", "row_first", "row_end", "width", "across"),
 )
 RMS_NORM = Kernel(
     "rms_norm.comp",

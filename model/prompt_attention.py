@@ -88,9 +88,7 @@ class PromptShape:
         row = ExpandedRow.of(config)
         if row is None or chunk < expands_from(config):
             return None
-        words = row.words(config, 0)
-        fits = 4 * max(words.values()) <= limit and words["row_ids"] - 2 <= device.info.max_workgroup_count[0]
-        return row if fits else None
+        return row if 4 * max(row.words(config, 0).values()) <= limit else None
 
     def scratch_elements(self, config: ModelConfig, path: Path, chunk: int) -> dict[str, int]:
         """32-bit words of each buffer by name."""

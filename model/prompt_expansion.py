@@ -146,13 +146,14 @@ def emit_all_rows(program: Program, weight: Weight, ids: Buffer, out: Buffer) ->
         program.launch(
             kernels.for_format(kernels.EMBED, weight.kind, weight.interleaved),
             {"weights": shard.buffer, "x": out, "params": ids},
-            (weight.matrices * weight.rows, 1, 1),
+            (weight.rows, weight.matrices, 1),  # on one axis 128 heads have more than many devices allow
             push={
                 "units": weight.units,
                 "scale_base": shard.scale_base,
                 "row_first": shard.first * rows,
                 "row_end": shard.end * rows,
                 "width": weight.columns,
+                "across": weight.rows,
             },
             label=weight.name,
         )

@@ -1,5 +1,5 @@
 #version 450
-// Rows of the embedding for a chunk's token ids: one subgroup a token, a lane every subgroup-size-th unit.
+// Rows of the embedding for a chunk's token ids, or of any matrix: one subgroup a token, a lane every subgroup-size-th unit.
 #extension GL_GOOGLE_include_directive : require
 #extension GL_KHR_shader_subgroup_basic : require
 #extension GL_EXT_control_flow_attributes : require
@@ -17,6 +17,7 @@ layout(push_constant) uniform Push {
     uint row_first;  // vocabulary rows [row_first, row_end) lie in this buffer
     uint row_end;
     uint width;      // elements of one output row
+    uint across;     // tokens from one y of the grid to the next, where x is too short for all
 };
 
 #include "weights.glsl"
@@ -24,7 +25,7 @@ layout(push_constant) uniform Push {
 #include "formats.glsl"
 
 void main() {
-    uint token = gl_WorkGroupID.x;
+    uint token = gl_WorkGroupID.y * across + gl_WorkGroupID.x;
     if (token >= n_tokens) return;
     uint row = token_ids[token];
     if (row < row_first || row >= row_end) return;

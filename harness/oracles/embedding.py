@@ -85,8 +85,10 @@ def rows_case(
     *,
     n_tokens: int | None = None,
     shards: int = 1,
+    across: int | None = None,
 ) -> Case:
     """Rows ``ids`` of a table [rows, columns] over at least ``shards`` buffers; only the first ``n_tokens`` are asked.
+    ``across`` tokens, all unless given, lie along the grid's first axis.
 
     Bit for bit, but for what a NaN carries. Why no format needs more room: see shaders/include/unit.glsl. Vulkan lets
     a device take subnormal numbers for zero. F32 and BF16 are passed on as bits, and f16 scales are normal numbers in
@@ -103,11 +105,13 @@ def rows_case(
         raise ValueError(f"{len(weight.shards)} buffers hold the table; expected {shards}")
     out = draft.canary(len(ids), columns)
     params = draft.params(0, count, ids)
+    along = across or len(ids)
+    grid = along, -(-len(ids) // along), 1
     for shard in weight.shards:
         push = {"units": weight.units, "scale_base": shard.scale_base, "width": columns}
-        push |= {"row_first": shard.first, "row_end": shard.end}
+        push |= {"row_first": shard.first, "row_end": shard.end, "across": along}
         buffers = {"weights": shard.buffer, "x": out, "params": params}
-        draft.launch(kernels.for_format(kernels.EMBED, kind, weight.interleaved), buffers, (len(ids), 1, 1), push=push)
+        draft.launch(kernels.for_format(kernels.EMBED, kind, weight.interleaved), buffers, grid, push=push)
     with np.errstate(all="ignore"):  # gguf-py multiplies infinities and zeros without a word
         values = np.asarray(dequantize(data, kind)).reshape(rows, columns).astype(np.float32)
     expected = np.full((len(ids), columns), CANARY)
@@ -122,7 +126,7 @@ def cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
     block = GGML_QUANT_SIZES[kind][0]
     wide = 256 * int(rng.integers(2, 6))
     rows = target.fitting_rows(37)
-    yield rows_case(target.info, rng, kind, rows, wide, rng.permutation(rows))
+    yield rows_case(target.info, rng, kind, rows, wide, rng.permutation(rows), across=16)
     yield rows_case(target.info, rng, kind, target.fitting_rows(1), max(block, 32), np.zeros(1, np.int64))
     yield rows_case(target.info, rng, kind, target.fitting_rows(9), 256, np.array([8, 0, 3, 3, 1]), n_tokens=3)
     rows = target.fitting_rows(45)

@@ -125,6 +125,18 @@ def test_yarn_without_compressed_queries(device: Device, tmp_path: Path, monkeyp
     small.model.close()
 
 
+def test_more_rows_than_a_grid_is_long(device: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """DeepSeek-V3's heads and latent: attn_k_b has one row more than many devices' grids have workgroups."""
+    config = replace(CONFIGS["dense"], n_head=128, kv_lora=512, split_kv_b=True)
+    assert config.n_head * config.kv_lora > 65535
+    write_synthetic(config, tmp_path / "heads.gguf", "q8_0", 1)
+    in_small_tiles(monkeypatch)
+    monkeypatch.setattr(prompt_expansion, "_EXPANDING", 0)
+    small = SmallModel("heads", GGUFFile.open(tmp_path / "heads.gguf"), device)
+    hold_prompt(small, get_path("mla"), 1, monkeypatch)
+    small.model.close()
+
+
 def hold_prompt(small: SmallModel, path: CachePath, shards: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """All 29 logits, twice, in chunks of 13 over tiles of which the last are not full."""
     session = Session(small.model, path, 128, chunk=13)

@@ -74,10 +74,10 @@ def test_every_buffer_fits_a_binding(name: str) -> None:
     for path in PATHS.values():
         chunk, sizes = chunk_and_scratch(narrow, config, path, 8192, None, 8)
         assert max(sizes.values()) <= limit
-        # 128 heads have more queries than fit of 512 tokens, and more rows than a grid has workgroups.
-        few, latent = config.n_head <= 64, path.layout is not CacheLayout.PER_HEAD
-        assert chunk == (512 if few else 256) or not latent
-        assert ("tile_heads" in sizes) == (few and latent)
+        # 128 heads have more queries than fit of 512 tokens.
+        latent = path.layout is not CacheLayout.PER_HEAD
+        assert chunk == (512 if config.n_head <= 64 else 256) or not latent
+        assert ("tile_heads" in sizes) == latent
 
 
 def test_a_chunk_that_was_asked_for_is_refused_where_it_does_not_fit() -> None:
