@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 
 from model.config import ModelConfig
 from model.gguf_file import GGUFFile
 from model.plan import Planned, planned, planned_fallback
 from model.weights import Weight, stack_upload, upload_vector
+from model.writers import Writers
 from vkbackend.buffer import Buffer
 from vkbackend.device import Device
 
@@ -20,17 +23,20 @@ class DeviceWeights:
         self._matrices: dict[str, Weight] = {}
         self._vectors: dict[str, Buffer] = {}
         try:
-            for part in planned(config, gguf):
-                self._upload(part)
+            self._upload_all(planned(config, gguf))
         except BaseException:
             self.free()
             raise
 
-    def _upload(self, part: Planned) -> None:
-        if len(part.shape) == 1:
-            self._vectors[part.name] = upload_vector(self._device, part.name, part.flat().view(np.float32))
-        else:
-            self._matrices[part.name] = stack_upload(self._device, part.name, part.kind, part.shape, part.data())
+    def _upload_all(self, parts: Iterable[Planned]) -> None:
+        device = self._device
+        with Writers() as writers:
+            for part in parts:
+                if len(part.shape) == 1:
+                    self._vectors[part.name] = upload_vector(device, part.name, part.flat().view(np.float32))
+                else:
+                    uploaded = stack_upload(device, part.name, part.kind, part.shape, part.data(), writers)
+                    self._matrices[part.name] = uploaded
 
     def matrix(self, name: str) -> Weight:
         """A matrix outside the layers."""
@@ -56,8 +62,7 @@ class DeviceWeights:
 
     def need_fallback(self) -> None:
         """Make, once, what only the MHA fallback reads."""
-        for part in self._missing_fallback():
-            self._upload(part)
+        self._upload_all(self._missing_fallback())
 
     def missing_fallback_bytes(self) -> int:
         """Bytes that ``need_fallback`` would allocate now."""

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from model.config import ModelConfig
 from model.gguf_file import GGUFFile, TensorInfo, dequantize, drop_pages
 from model.tensors import expected_tensors
-from model.weights import Stacks, device_bytes
+from model.weight_writes import Stacks
+from model.weights import device_bytes
 
 Q = GGMLQuantizationType
 TURNED = "blk.{}.attn_k_b_transposed"  # k_b as [H, N, R], by which the MHA fallback expands keys

@@ -1,26 +1,23 @@
 """Weights on the device: each tensor's plan (keep, repack, pad, split) and its one upload from the memory map.
 
-A tensor is a stack of ``matrices`` (experts, heads; 1 for a plain matrix) of ``rows`` by ``columns``. Formats whose
-blocks are no whole number of 32-bit words are repacked: all payloads, then all scales. A format's codebook stands
-before its blocks. Plain rows are padded to units of 32 columns. Devices with narrow subgroups get pieces of eight rows
-side by side where a format has pieces (shaders/include/weights.glsl). What exceeds one binding is split, between
-matrices where there are several, else between rows; each part has its own codebook.
+A tensor is a stack of ``matrices`` (experts, heads; 1 for a plain matrix) of ``rows`` by ``columns``, laid out as
+``weight_writes.py`` has it; devices with narrow subgroups get pieces of eight rows side by side where a format has
+pieces. What exceeds one binding is split, between matrices where there are several, else between rows; each part has
+its own codebook.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
-from typing import Any
 
 import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from numpy.typing import NDArray
 
-from model.block_formats import IN_PIECES, PIECE_ORDER, PLAIN, SCALE, codebook, payload_bytes
-from model.gguf_file import drop_pages
+from model.block_formats import IN_PIECES, PLAIN, codebook, payload_bytes
 from model.layout import UNIT, whole_units
+from model.weight_writes import INTERLEAVED_ROWS, Stacks, row_bytes, writes
+from model.writers import Writers
 from vkbackend.buffer import Buffer
 from vkbackend.device import Device
 from vkbackend.errors import DeviceError
@@ -30,7 +27,6 @@ from vkbackend.physical import DeviceInfo
 Q = GGMLQuantizationType
 # Subgroups of fewer lanes are narrow: a lane then takes rows of its own (matvec_rows.comp). lavapipe's have 8.
 NARROW_SUBGROUP = 16
-INTERLEAVED_ROWS = 8
 
 
 @dataclass(frozen=True)
@@ -72,13 +68,6 @@ class Weight:
             shard.buffer.free()
 
 
-def row_bytes(kind: GGMLQuantizationType, columns: int) -> int:
-    """Bytes of a row on the device, payload and scales, with plain types padded to whole units."""
-    block, size = GGML_QUANT_SIZES[kind]
-    padded = whole_units(columns) if kind in PLAIN else columns
-    return padded // block * size
-
-
 def device_bytes(kind: GGMLQuantizationType, shape: tuple[int, ...]) -> int:
     """Bytes that a tensor takes in one buffer, in whole words; each further buffer of a split adds a codebook."""
     n_bytes = int(np.prod(shape[:-1], dtype=np.int64)) * row_bytes(kind, shape[-1])
@@ -112,95 +101,6 @@ def _split(
     return [(a, min(a + each, total)) for a in range(0, total, each)]
 
 
-def _runs(source: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
-    """The parts of ``source`` [..., bytes] that lie together in memory, in order."""
-    if source.flags.c_contiguous:
-        return [source.reshape(-1)]
-    return [run for part in source for run in _runs(part)]
-
-
-Stacks = Sequence[NDArray[np.uint8]]  # [matrices, rows, bytes of a row] each, one after the other
-
-
-def _pieces(source: Stacks, item: int, each: int) -> Iterator[tuple[int, NDArray[np.uint8]]]:
-    """The items of ``item`` bytes in ``source``, at most ``each`` at a time: the first one's index and [n, item].
-
-    Nothing is copied, and the memory map's pages are dropped behind.
-    """
-    done = 0
-    for run in chain.from_iterable(map(_runs, source)):
-        items = run.reshape(-1, item)
-        for start in range(0, len(items), each):
-            part = items[start : start + each]
-            yield done + start, part
-            drop_pages(part)
-        done += len(items)
-
-
-def _write(buffer: Buffer, source: Stacks, kind: GGMLQuantizationType, columns: int, interleaved: bool = False) -> None:
-    """Put ``source``, in the device's layout, into a shard's buffer."""
-    book, size = codebook(kind), GGML_QUANT_SIZES[kind][1]
-    buffer.upload(book)
-    width, padded = source[0].shape[-1], row_bytes(kind, columns)
-    if interleaved:
-        _write_interleaved(buffer, source, kind)
-    elif kind in SCALE:
-        _write_apart(buffer, source, kind, book.size)
-    elif width == padded:
-        for first, part in _pieces(source, size, buffer.piece // size):
-            buffer.upload(part, book.size + first * size)
-    else:
-        for first, part in _pieces(source, width, max(1, buffer.piece // padded)):
-            with buffer.window(first * padded, len(part) * padded) as target:
-                lines = target.reshape(len(part), padded)
-                lines[:, :width] = part
-                lines[:, width:] = 0
-
-
-def _write_apart(buffer: Buffer, source: Stacks, kind: GGMLQuantizationType, start: int) -> None:
-    """From byte ``start`` all payloads, then all scales. Whole fields are copied at once: a structured view moves
-    payloads of 16 to 208 bytes, not single bytes."""
-    payload, scale, size = payload_bytes(kind), SCALE[kind], GGML_QUANT_SIZES[kind][1]
-    length, width = payload.stop - payload.start, scale.stop - scale.start
-    scales = start + sum(stack.size for stack in source) // size * length
-    fields: Any = np.dtype(
-        {
-            "names": ["payload", "scale"],
-            "formats": [f"V{length}", f"V{width}"],
-            "offsets": [payload.start, scale.start],
-            "itemsize": size,
-        }
-    )
-    for first, part in _pieces(source, size, buffer.piece // size):
-        blocks = part.reshape(-1).view(fields)
-        with buffer.window(start + first * length, len(part) * length) as target:
-            target.view(f"V{length}")[:] = blocks["payload"]
-        with buffer.window(scales + first * width, len(part) * width) as target:
-            target.view(f"V{width}")[:] = blocks["scale"]
-
-
-def _write_interleaved(buffer: Buffer, source: Stacks, kind: GGMLQuantizationType) -> None:
-    """By eight rows and block: their scales, where kept apart, then all rows' pieces in their order."""
-    size, payload = GGML_QUANT_SIZES[kind][1], payload_bytes(kind)
-    width = source[0].shape[-1]
-    blocks, group = width // size, INTERLEAVED_ROWS * width
-    texel = np.dtype(np.complex128)  # 16 bytes that are moved as they are; NumPy moves a void of that size slower
-    apart = int(kind in SCALE)
-    for first, part in _pieces(source, group, max(1, buffer.piece // group)):
-        rows = part.reshape(len(part), INTERLEAVED_ROWS, blocks, size)
-        payloads = np.ascontiguousarray(rows[..., payload]) if apart else rows
-        pieces = payloads.view(texel).transpose(0, 2, 3, 1)  # [groups, blocks, pieces, rows]
-        with buffer.window(first * group, part.size) as target:
-            texels = target.view(texel).reshape(len(part), blocks, -1)
-            if apart:
-                scales = texels[..., :1].view(np.uint16)  # [groups, blocks, rows]
-                scales[:] = np.ascontiguousarray(rows[..., SCALE[kind]]).view(np.uint16)[..., 0].swapaxes(1, 2)
-            order = PIECE_ORDER.get(kind, range(pieces.shape[2]))
-            for place, index in enumerate(order):
-                at = apart + place * INTERLEAVED_ROWS
-                texels[..., at : at + INTERLEAVED_ROWS] = pieces[:, :, index]
-
-
 def _matrices(source: Stacks, first: int, end: int) -> list[NDArray[np.uint8]]:
     """Matrices ``first`` to ``end`` of stacks that follow each other."""
     found, at = [], 0
@@ -212,13 +112,19 @@ def _matrices(source: Stacks, first: int, end: int) -> list[NDArray[np.uint8]]:
 
 
 def stack_upload(
-    device: Device, name: str, kind: GGMLQuantizationType, shape: tuple[int, ...], data: NDArray[np.uint8] | Stacks
+    device: Device,
+    name: str,
+    kind: GGMLQuantizationType,
+    shape: tuple[int, ...],
+    data: NDArray[np.uint8] | Stacks,
+    writers: Writers | None = None,
 ) -> Weight:
     """Put a tensor of ``shape``, [matrices,] rows, columns, on the device.
 
     ``data`` holds its bytes as in the file and views as [matrices, rows, bytes of a row]: flat, or of that shape and
     then strided at will but for each row's bytes, such as one half of a fused tensor; or several such stacks, one after
-    the other. It is never copied whole. What was already allocated is freed when a later part fails.
+    the other. It is never copied whole. What was already allocated is freed when a later part fails. With
+    ``writers`` the tensor is complete when these are done.
 
     Raises:
         DeviceError: one matrix row or expert exceeds a storage buffer binding.
@@ -248,8 +154,14 @@ def stack_upload(
             shards.append(Shard(buffer, first, end, scale_base))
             if device.keeps_data:
                 part = _matrices(source, first, end) if stacked else [source[0][:, first:end]]
-                _write(buffer, part, kind, columns, interleaved)
+                for write in writes(buffer, part, kind, columns, interleaved):
+                    if writers is not None and buffer.mapped:
+                        writers.add(write)
+                    else:  # a staging buffer serves one write after the other
+                        write()
     except BaseException:
+        if writers is not None:
+            writers.stop()
         _free(shards)
         raise
     return Weight(name, kind, matrices, rows, columns, tuple(shards), stacked, interleaved)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from model.scratch import SLACK
-from model.weights import INTERLEAVED_ROWS
+from model.weight_writes import INTERLEAVED_ROWS
 from vkbackend.buffer import Buffer
 from vkbackend.dry import DryDevice
 from vkbackend.kernel import Kernel

@@ -15,7 +15,8 @@ from model.block_formats import codebook, grid
 from model.presets import PRESETS
 from model.scratch import rope_tables
 from model.tensors import SUPPORTED_TYPES
-from model.weights import _split, _write, device_bytes, interleaves, row_bytes, stack_upload
+from model.weight_writes import row_bytes, writes
+from model.weights import _split, device_bytes, interleaves, stack_upload
 from tests.null.imaginary import INFO
 from vkbackend.errors import DeviceError
 
@@ -24,7 +25,7 @@ DEVICE: Any = SimpleNamespace(info=SimpleNamespace(name="Imaginary iGPU"))
 
 
 class Words:
-    """What ``_write`` needs of a buffer: memory full of other bytes, through windows of at most ``piece`` bytes."""
+    """What ``writes`` needs of a buffer: memory full of other bytes, through windows of at most ``piece`` bytes."""
 
     def __init__(self, nbytes: int, piece: int) -> None:
         self.bytes = np.full(-(-nbytes // 4) * 4, 0xEE, np.uint8)
@@ -40,9 +41,10 @@ class Words:
 
 
 def written(nbytes: int, piece: int, source: np.ndarray, kind: Q, columns: int) -> bytes:
-    """The buffer's bytes after ``_write`` of ``source`` [..., rows, bytes of a row]."""
+    """The buffer's bytes after the ``writes`` of ``source`` [..., rows, bytes of a row]."""
     buffer: Any = Words(nbytes, piece)
-    _write(buffer, source, kind, columns)
+    for write in reversed(list(writes(buffer, source, kind, columns))):  # threads may take any order
+        write()
     return bytes(buffer.bytes)
 
 
@@ -75,7 +77,8 @@ def test_interleaved_rows_are_scales_then_pieces_of_eight_rows(kind: Q, blocks: 
                 expected += b"".join(row[at : at + width] for row in eight)
             expected += b"".join(row[at : at + 16] for at in PIECES[kind] for row in eight)
     buffer: Any = Words(source.size, piece)
-    _write(buffer, source, kind, blocks * block, interleaved=True)
+    for write in writes(buffer, source, kind, blocks * block, interleaved=True):
+        write()
     assert bytes(buffer.bytes) == expected
 
 
