@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from functools import cached_property
 
+import numpy as np
+
 from model import kernels
 from model.all_logits import AllLogits
 from model.attention import AttentionBlock, AttentionShape
@@ -74,12 +76,14 @@ class Forward:
 
     def prompt(self, n_past: int, n_tokens: int) -> None:
         """Run ``n_tokens`` of a chunk, which the parameters hold, after ``n_past`` positions: in tiles where they are
-        enough to pay."""
-        fitting = [tiled for least, tiled in self._tiled.values() if n_tokens >= least]
-        if fitting:
-            fitting[-1].run(n_past, n_tokens)
-        else:
-            self.chunk.run(items=n_tokens, depth=n_past + n_tokens)
+        enough to pay, expanded unless a key or value turns out to be none that halves hold."""
+        for name in [name for name, (least, _) in self._tiled.items() if n_tokens >= least][::-1]:
+            self._tiled[name][1].run(n_past, n_tokens)
+            if name != "expanded" or not self._scratch["too_large"].download(np.uint32, 1)[0]:
+                return
+            # Absorbed, nothing is as large. From the embedding on all is made anew, the cache's new rows as they are.
+            self._tiled.pop(name)[1].free()
+        self.chunk.run(items=n_tokens, depth=n_past + n_tokens)
 
     def tiled_launches(self) -> dict[str, list[Launch]]:
         """What a chunk in tiles launches, each layer's tile once, by the form's name; none where there are no tiles."""

@@ -176,14 +176,15 @@ PROMPT_VALUES = Kernel(
     ("heads", "columns", "value_row", "value_head", "value_first", "chunk", "tile"),
 )
 # A chunk that expands each tile's latent rows to keys and values of all heads: weights for that, and the rows.
+_TOO_LARGE = ("too_large", "w")  # shaders/include/half_range.glsl
 PROMPT_WEIGHTS = Kernel(
     "prompt_weights.comp",
-    (("source", "r"), ("halves", "w")),
+    (("source", "r"), ("halves", "w"), _TOO_LARGE),
     push=("pairs", "rows", "head", "latent", "column", "words", "first"),
 )
 PROMPT_EXPAND = Kernel(
     "prompt_expand.comp",
-    (("rows", "r"), ("weights", "r"), ("expanded", "w"), ("tile", "r")),
+    (("rows", "r"), ("weights", "r"), ("expanded", "w"), ("tile", "r"), _TOO_LARGE),
     ("ROWS",),
     ("latent", "row", "width", "column_first", "column_end", "copied_first", "copied_end", "tile"),
 )

@@ -2,7 +2,8 @@
 
 Absorbed, a query meets a row with R + P numbers for its score and R for its value; expanded with N + P and V, but first
 R (N + V) multiply-adds make each head's key and value of a row. They are halves, like the rows and the weights that
-they are made with, so that the same tiled products serve both.
+they are made with, so that the same tiled products serve both. A chunk with numbers beyond the
+largest half is begun anew absorbed (Forward.prompt).
 
 Letters: H heads, R kv_lora, N qk_nope, P qk_rope, V v_head, S positions of a tile.
 """
@@ -67,6 +68,7 @@ class ExpandedRow:
             "head_weights": c.n_head * c.kv_lora * self.width * EIGHT // 2,  # halves [H, R, N + P + V]
             "head_source": c.n_head * c.kv_lora * max(c.qk_nope, c.v_head),  # attn_k_b, then attn_v_b, in f32
             "row_ids": 2 + tallest,  # parameters by which the embedding's kernel takes all rows
+            "too_large": 1,  # whether a weight, key or value was beyond the largest half
         }
 
     def emit_weights(
@@ -84,6 +86,7 @@ class ExpandedRow:
             push |= {"rows": c.kv_lora, "head": weight.rows * weight.columns}
             push |= {"words": self.width * EIGHT // 2, "first": first * EIGHT // 2}
             buffers = {"source": scratch["head_source"], "halves": scratch["head_weights"]}
+            buffers["too_large"] = scratch["too_large"]
             program.launch(kernels.PROMPT_WEIGHTS, buffers, (c.kv_lora, c.n_head, 1), push=push)
 
     def emit_tile(
@@ -122,6 +125,7 @@ class ExpandedRow:
                 "weights": scratch["head_weights"],
                 "expanded": scratch["tile_heads"],
                 "tile": scratch["tile"],
+                "too_large": scratch["too_large"],
             },
             (-(-EIGHT * (end - first) // columns.block), -(-tile // each), config.n_head),
             spec={"ROWS": each},

@@ -25,7 +25,9 @@ TOP_LIST = 2048  # candidates that reach the bound; where more do, the host choo
 # What products read.
 _INPUTS = ("normed", "q_a_normed", "q", "heads", "gate", "shared_hidden", "hidden", "expanded", "latent_out")
 # What the host writes or reads around a token; all else is touched by kernels alone.
-_USES = dict.fromkeys(("params", "tile"), Use.PARAMETERS) | dict.fromkeys(("tokens", "top", "logits"), Use.RESULTS)
+_USES = dict.fromkeys(("params", "tile"), Use.PARAMETERS) | dict.fromkeys(
+    ("tokens", "top", "logits", "too_large"), Use.RESULTS
+)
 
 
 def rope_tables(config: ModelConfig, n_ctx: int) -> tuple[np.ndarray, int]:

@@ -22,6 +22,8 @@ layout(binding = 0) readonly buffer Rows { uvec2 rows[]; }; // [position][row], 
 #endif
 layout(binding = 2) writeonly buffer Expanded { LANES_PART expanded[]; }; // [head][position][column]
 layout(binding = 3) readonly buffer Tile { uint tile_first, tile_count; };
+#define TOO_LARGE_BINDING 4
+#include "half_range.glsl"
 #include "array_loop.glsl"
 
 // Columns count by what a lane takes.
@@ -38,9 +40,9 @@ layout(push_constant) uniform Push {
 
 LANES_PART packed(Columns v) {
 #ifdef FOURS
-    return uvec2(packHalf2x16(v.quad[0].xy), packHalf2x16(v.quad[0].zw));
+    return uvec2(pack_halves(v.quad[0].xy), pack_halves(v.quad[0].zw));
 #else
-    return uvec4(packHalf2x16(v.quad[0].xy), packHalf2x16(v.quad[0].zw), packHalf2x16(v.quad[1].xy), packHalf2x16(v.quad[1].zw));
+    return uvec4(pack_halves(v.quad[0].xy), pack_halves(v.quad[0].zw), pack_halves(v.quad[1].xy), pack_halves(v.quad[1].zw));
 #endif
 }
 
@@ -74,6 +76,11 @@ void main() {
             }
         }
     }
+
+    vec4 most = vec4(0.0);
+    ARRAY_LOOP for (uint t = 0u; t < ROWS; t++)
+        [[unroll]] for (uint k = 0u; k < QUADS; k++) most = max(most, abs(acc[t].quad[k]));
+    check_half(max(max(most.x, most.y), max(most.z, most.w)));
 
     if (column >= column_end) return;
     bool copied = column >= copied_first && column < copied_end;

@@ -206,7 +206,7 @@ _SPECIAL: dict[tuple[str, str], Callable[[Inputs, str], Array]] = {
     ("", "params"): _params,
     ("", "experts"): _experts,
     ("", "tile"): _tile,
-    ("", "arrivals"): _nothing,
+    **dict.fromkeys((("", "arrivals"), ("", "too_large")), _nothing),
     ("", "keys"): _cached,
     ("group_by_expert.comp", "chosen"): _chosen,
     **{(file, "counts"): _counts for file in CHUNK_PRODUCTS},

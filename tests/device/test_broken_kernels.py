@@ -144,6 +144,14 @@ BREAKS = {
         "2 heads, 64 x 28 turned from column ",
         "halves[head 0, latent 0, column ",
     ),
+    "a negative number that no half is": (
+        "prompt_weights.comp",
+        "max(abs(pair.x), abs(pair.y))",
+        "max(pair.x, pair.y)",
+        "prompt_weights",
+        "2 heads, 16 x 40 from column ",
+        "too_large[flag 0] is 0, expected 1",
+    ),
     "the halves of a word": (
         "cache_per_head.comp",
         "(pair & 0x0000FFFFu) | bits << 16",

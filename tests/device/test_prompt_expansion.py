@@ -1,8 +1,9 @@
 """A long chunk over keys and values expanded from latent rows: its kernels in both devices' forms, whole prompts."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,12 +12,13 @@ from numpy.typing import NDArray
 from small_models import CONFIGS, SmallModel
 from test_prompt_attention import in_small_tiles, of_37
 
+from harness import synth
 from harness.oracles.case import Target
 from harness.oracles.prompt_expansion import expand_case, weights_case
 from harness.synth import write_synthetic
 from model import cache, engine, kernels, prompt_expansion
 from model.config import ModelConfig
-from model.engine import Session
+from model.engine import Model, Session
 from model.gguf_file import GGUFFile
 from model.layout import Path as CachePath
 from model.layout import get_path, pairs_a_word
@@ -42,8 +44,9 @@ def test_rows(device: Device, form: str, loads: str, latent: int, shared: int, p
     kernel = kernels.with_texels(kernel, "weights") if loads == "texels" else kernel
     target = Target(kernel, {"ROWS": rows}, device.info)
     rng = np.random.default_rng(latent + shared)
-    for count, copied in ((1, True), (21, True), (33, False)):
-        hold(device, expand_case(target, rng, latent=latent, shared=shared, parts=parts, count=count, copied=copied))
+    for count, copied, large in ((1, True, None), (21, True, -66000.0), (33, False, 65000.0)):
+        shape = {"latent": latent, "shared": shared, "count": count}
+        hold(device, expand_case(target, rng, **shape, parts=parts, copied=copied, large=large))
 
 
 @pytest.mark.parametrize("turned", [False, True])
@@ -51,7 +54,8 @@ def test_weights(device: Device, turned: bool) -> None:
     rng = np.random.default_rng(3)
     for heads, latent, columns, first in ((20, 64, 24, 0), (3, 32, 28, 40), (1, 8, 2, 8)):
         case = {"heads": heads, "latent": latent, "columns": columns, "first": first}
-        hold(device, weights_case(device.info, rng, **case, turned=turned))
+        for large in (None, 65504.0, -65600.0):
+            hold(device, weights_case(device.info, rng, **case, turned=turned, large=large))
 
 
 def halves(numbers: Floats) -> NDArray[np.float64]:
@@ -135,6 +139,53 @@ def test_more_rows_than_a_grid_is_long(device: Device, tmp_path: Path, monkeypat
     small = SmallModel("heads", GGUFFile.open(tmp_path / "heads.gguf"), device)
     hold_prompt(small, get_path("mla"), 1, monkeypatch)
     small.model.close()
+
+
+@pytest.mark.parametrize("factor", [2.0**16, 2.0**40], ids=["products", "weights"])
+@pytest.mark.parametrize("part", ["keys", "values"])
+def test_beyond_the_largest_half_it_is_absorbed(
+    device: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str, factor: float
+) -> None:
+    """What makes keys, or values, times a power of two, what meets them divided by it: to f32 nothing changes."""
+    config = CONFIGS["grouped"]
+    larger, smaller = ("attn_k_b", "attn_q_b") if part == "keys" else ("attn_v_b", "attn_output")
+    original, most = synth.tensor_pieces, []
+
+    def scaled(name: str, shape: tuple[int, ...], *arguments: Any) -> Iterator[np.ndarray]:
+        (piece,) = original(name, shape, *arguments)
+        numbers = piece.view("<f4").reshape(shape).copy()
+        if smaller in name:
+            heads = config.n_head if part == "keys" else 1
+            meeting = numbers.reshape(heads, -1, shape[-1])
+            meeting[:, : config.qk_nope if part == "keys" else None] /= factor  # not the query's rotated part
+        elif larger in name:
+            numbers *= factor
+            most.append(np.abs(numbers).max())
+        yield numbers.reshape(-1).view(np.uint8)
+
+    write_synthetic(config, tmp_path / "plain.gguf", "f32", 1)
+    monkeypatch.setattr(synth, "tensor_pieces", scaled)
+    write_synthetic(config, tmp_path / "large.gguf", "f32", 1)
+    assert (max(most) > 65504) == (factor > 2**16)
+    in_small_tiles(monkeypatch)
+    plain, large = (Model.load(GGUFFile.open(tmp_path / f"{name}.gguf"), device) for name in ("plain", "large"))
+    tokens = [int(n) for n in np.random.default_rng(1).integers(0, config.n_vocab, 29)]
+    absorbed = Session(plain, get_path("mla"), 128, chunk=13)
+    assert "expanded" not in absorbed.launch_counts()
+    expected = absorbed.prompt(tokens, "all")
+    monkeypatch.setattr(prompt_expansion, "_EXPANDING", 0)
+    session = Session(large, get_path("mla"), 128, chunk=13)
+    assert "expanded" in session.launch_counts()
+    for _ in range(2):
+        session.rewind(0)
+        found = session.prompt(tokens, "all")
+        assert expected is not None and found is not None
+        np.testing.assert_array_equal(found, expected)
+        assert "expanded" not in session.launch_counts()
+    for opened in (absorbed, session):
+        opened.close()
+    for model in (plain, large):
+        model.close()
 
 
 def hold_prompt(small: SmallModel, path: CachePath, shards: int, monkeypatch: pytest.MonkeyPatch) -> None:
