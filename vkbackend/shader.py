@@ -105,6 +105,7 @@ def _read(path: Path) -> str:
 def forget_sources() -> None:
     """Read every source again when it is next needed: they are otherwise read once a process."""
     _read.cache_clear()
+    _texts.cache_clear()
 
 
 def sources(path: Path) -> dict[Path, str]:
@@ -117,6 +118,12 @@ def sources(path: Path) -> dict[Path, str]:
             found[part] = _read(part)
             wanted += [INCLUDE_ROOT / name for name in _INCLUDE.findall(found[part])]
     return found
+
+
+@cache
+def _texts(path: Path) -> bytes:
+    """Names and texts of ``path`` and of all that it includes, in one order: every launch that is recorded asks."""
+    return "".join(f"\0{part.name}\0{text}" for part, text in sorted(sources(path).items())).encode()
 
 
 def compile_shader(name: str, macros: Mapping[str, str]) -> bytes:
@@ -141,8 +148,7 @@ def _entry(name: str, macros: Mapping[str, str]) -> Path:
     _, version = compiler()
     source = SHADER_ROOT / name
     digest = hashlib.sha256("\0".join((version, *_FLAGS, *(f"{k}={v}" for k, v in sorted(macros.items())))).encode())
-    for part, text in sorted(sources(source).items()):
-        digest.update(f"\0{part.name}\0{text}".encode())
+    digest.update(_texts(source))
     return cache_folder() / f"{source.stem}-{digest.hexdigest()[:32]}.spv"
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -84,6 +85,8 @@ STAGES = {
     stage.__name__: stage
     for stage in (load, open_session, open_fallback_session, prompt, decode, first_decode, decode_ahead, all_logits)
 }
+# What makes buffers, layer by layer, has two; programs launch the same in every layer, and one has them all.
+LAYERS = {"load": 2, "open_session": 2, "open_fallback_session": 2}
 # Decoding makes the same calls for every launch, alone the first time: these steps meet each of them somewhere.
 STEPS = {"decode": 3, "first_decode": 7, "decode_ahead": 3}
 
@@ -161,18 +164,11 @@ def fail_each_call_of_opening() -> None:
     open_device().close()
 
 
-@pytest.fixture(scope="module")
-def file(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A small model's file."""
-    path: Path = tmp_path_factory.mktemp("failures") / "plain.gguf"
-    mix, overrides = TYPES["plain"]
-    write_synthetic(PLAIN, path, mix, 1, overrides)
-    return str(path)
-
-
 @pytest.mark.parametrize("stage", STAGES)
-def test_each_failing_call_is_an_error_and_everything_is_freed(device: Device, file: str, stage: str) -> None:
-    in_child(fail_each_call, file, stage, LATENTVK_VALIDATE="core")
+def test_each_failing_call_is_an_error_and_everything_is_freed(device: Device, tmp_path: Path, stage: str) -> None:
+    mix, overrides = TYPES["plain"]
+    write_synthetic(replace(PLAIN, n_layer=LAYERS.get(stage, 1)), tmp_path / "plain.gguf", mix, 1, overrides)
+    in_child(fail_each_call, str(tmp_path / "plain.gguf"), stage, LATENTVK_VALIDATE="core")
 
 
 def test_each_failing_call_of_opening_a_device_is_an_error(device: Device) -> None:
