@@ -15,6 +15,9 @@ layout(constant_id = 1) const uint ROWS = 2;
 
 #include "matvec_buffers.glsl"
 #include "linear_extent.glsl"
+#ifdef INTERLEAVED
+#define IN_PLACE // unit.glsl
+#endif
 #include "unit.glsl"
 #include "formats.glsl"
 #ifdef ABSORBS
@@ -50,6 +53,9 @@ void add_product(uint matrix, uint slot, uint first, float share) {
                            (subgroupBroadcast(ones, 2) + subgroupBroadcast(ones, 3));
             float ones_b = (subgroupBroadcast(ones, 4) + subgroupBroadcast(ones, 5)) +
                            (subgroupBroadcast(ones, 6) + subgroupBroadcast(ones, 7));
+#ifdef PLACED
+            mine *= part < 4u ? place_scales(0) : place_scales(PLACED_B);
+#endif
             // A broadcast's source lane must be a constant in SPIR-V 1.3.
             vec4 xs[8] = vec4[](subgroupBroadcast(mine, 0), subgroupBroadcast(mine, 1), subgroupBroadcast(mine, 2),
                                 subgroupBroadcast(mine, 3), subgroupBroadcast(mine, 4), subgroupBroadcast(mine, 5),
@@ -63,7 +69,12 @@ void add_product(uint matrix, uint slot, uint first, float share) {
                     run_a += w.q[k] * xs[k];
                     run_b += w.q[4u + k] * xs[4u + k];
                 }
-                total[r] += share * ((w.da * sum_of(run_a) - w.ma * ones_a) + (w.db * sum_of(run_b) - w.mb * ones_b));
+                float sum_a = sum_of(run_a), sum_b = sum_of(run_b);
+#ifdef MIDDLE
+                sum_a -= MIDDLE * ones_a;
+                sum_b -= MIDDLE * ones_b;
+#endif
+                total[r] += share * ((w.da * sum_a - w.ma * ones_a) + (w.db * sum_b - w.mb * ones_b));
             }
         }
     }

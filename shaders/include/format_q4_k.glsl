@@ -3,6 +3,7 @@
 #define PIECES 9u
 #include "pieces.glsl"
 #define DECODED_AT_ONCE
+#define PLACED_B 4
 #include "scales_six_bits.glsl"
 Unit load_unit(Head head, uint block, uint i) {
     Unit r = scaled_unit(head.words, i >> 1);

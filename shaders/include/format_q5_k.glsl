@@ -3,6 +3,7 @@
 // w = d * scale * q - dmin * minimum; scales_six_bits.glsl has their order.
 #define PIECES 11u
 #include "pieces.glsl"
+#define PLACED_B 0
 #include "scales_six_bits.glsl"
 Unit load_unit(Head head, uint block, uint i) {
     uint chunk = i >> 1;

@@ -12,14 +12,25 @@ uint column_b(uint u) { return column_a(u) + 64u; }
 #define PIECES 13u
 #define SCALE_APART
 #include "pieces.glsl"
+#ifdef IN_PLACE
+#define PLACED
+#define PLACED_B 0
+#define MIDDLE 32.0
+#endif
 
 // The unit of those words: of the high ones the bit pairs of `chunk`, and two scales.
 Unit six_bit_unit(uvec4 low, uvec4 high, uint chunk, float d, int scale_a, int scale_b) {
     Unit r;
     [[unroll]] for (uint i = 0u; i < 4u; i++) {
+#ifdef PLACED
+        uint pairs = high[i] >> (2u * chunk), top = 0xF0F0F0F0u; // of which unsigned_fields keeps two bits each
+        r.q[i] = unsigned_fields((low[i] & ~top) | ((pairs << 4) & top), 0, 6);
+        r.q[4u + i] = unsigned_fields(((low[i] >> 4) & ~top) | (pairs & top), 0, 6);
+#else
         uint pairs = (high[i] ^ 0xAAAAAAAAu) >> (2u * chunk); // q - 32 in six bits, signed
         r.q[i] = signed_fields((low[i] & 0x0F0F0F0Fu) | (pairs & 0x03030303u) << 4, 0, SIGNED_BITS);
         r.q[4u + i] = signed_fields(((low[i] >> 4) & 0x0F0F0F0Fu) | (pairs & 0x30303030u), 0, SIGNED_BITS);
+#endif
     }
     r.da = d * float(scale_a); r.ma = 0.0;
     r.db = d * float(scale_b); r.mb = 0.0;

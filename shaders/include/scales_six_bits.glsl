@@ -6,6 +6,9 @@ uint column_b(uint u) { return column_a(u) + 32u; }
 #define UNITS_A_STEP 2u
 
 #define UNITS_A_BLOCK 8u
+#ifdef IN_PLACE
+#define PLACED
+#endif
 
 // A block's first piece: f16 d and dmin, then the 12 bytes.
 Head load_head(uint block) { return Head(shared_piece(block, 0u), 0.0); }

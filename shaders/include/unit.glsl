@@ -44,8 +44,22 @@ vec4 signed_fields(uint w, int at, int bits) {
     return vec4(bitfieldExtract(s, at, bits), bitfieldExtract(s, at + 8, bits),
                 bitfieldExtract(s, at + 16, bits), bitfieldExtract(s, at + 24, bits));
 }
+// IN_PLACE, of formats that define PLACED: bytes are masked but not moved, so that field i is 2^(8i + at) times its
+// value, or the value itself at the top of the word. place_scales makes them equal, multiplied into the inputs, exactly
+// down to 2^-102 (normal numbers end at 2^-126). Runs a lie at bit 0 of their bytes, runs b at bit PLACED_B. MIDDLE, of
+// those whose quants are signed otherwise: what is to be taken from each quant.
+#ifdef IN_PLACE
+vec4 place_scales(int at) {
+    vec4 scales = vec4(1.0, 1.0 / 256.0, 1.0 / 65536.0, 1.0 / 16777216.0) / float(1 << at);
+    return at > 0 ? vec4(scales.xyz, 1.0) : scales;
+}
+#endif
 // Converted as signed: CPUs before AVX-512 convert only those in one instruction.
 vec4 unsigned_fields(uint w, int at, int bits) {
+#ifdef IN_PLACE
+    uint field = ((1u << bits) - 1u) << at;
+    return vec4(ivec4(w & field, w & field << 8, w & field << 16, at > 0 ? w >> (24 + at) : w & field << 24));
+#endif
     uint m = (w >> at) & (0x01010101u * ((1u << bits) - 1u));
     return vec4(ivec4(m & 255u, (m >> 8) & 255u, (m >> 16) & 255u, m >> 24));
 }
