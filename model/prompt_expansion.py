@@ -23,7 +23,7 @@ from vkbackend.buffer import Buffer
 from vkbackend.program import Program
 
 # What a multiply-add of an expansion costs, of one that it saves, on lavapipe (results/performance-log.md).
-_EXPANDING = 0.8
+_EXPANDING = 0.85
 _NEVER = 2**32
 
 
