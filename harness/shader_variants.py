@@ -15,7 +15,7 @@ from math import prod
 
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
-from model import kernels
+from model import attention_shape, kernels
 from model.config import ModelConfig
 from model.launches import planned_launches
 from model.layout import CACHE_TYPES, PATHS, PLAIN_CACHE_TYPES, CacheLayout, Path
@@ -26,6 +26,7 @@ from model.tensors import SUPPORTED_TYPES, file_tensors
 from model.tiling import IN_HALVES, ROLES, candidates, purpose, usual
 from model.weights import NARROW_SUBGROUP
 from vkbackend import health, peaks, staging
+from vkbackend.dry import DryDevice
 from vkbackend.errors import InputError
 from vkbackend.physical import DeviceInfo
 from vkbackend.program import Launch
@@ -101,7 +102,8 @@ def find_variants(
 ) -> list[Variant]:
     """The variants, by name; with ``patterns`` those whose name begins with one of them (wildcards * and ? allowed).
 
-    With ``alternatives`` also a chunk's products by the other kernels that the device could be told to take. With
+    With ``alternatives`` also a chunk's products by the other kernels that the device could be told to take, and
+    attention over quantised caches by each that it can. With
     ``everything`` those, too, and those of caches in other types, of latent caches larger than one binding, the
     products' forms of narrow and of wide subgroups and the norms' of CPUs and GPUs whichever the device's are, and the
     backend's own kernels.
@@ -114,7 +116,11 @@ def find_variants(
     among = list(paths or PATHS.values())
     variants = _variants(config, mix, info, among, shape)
     if alternatives or everything:
-        variants = chain(variants, _alternatives(config, mix, info, among[0], shape))
+        variants = chain(
+            variants,
+            _alternatives(config, mix, info, among[0], shape),
+            _attention_forms(config, mix, info, shape),
+        )
     if everything:
         forms = _other_forms(info)
         others = chain(
@@ -264,6 +270,26 @@ def _alternatives(config: ModelConfig, mix: str, info: DeviceInfo, path: Path, s
                 continue
             if launch.kernel.file in (file, kernels.QUANTIZE_INPUTS.file):
                 yield variant
+
+
+def _attention_forms(config: ModelConfig, mix: str, info: DeviceInfo, shape: Shape) -> Iterator[Variant]:
+    """Attention over quantised latent caches by each kernel that the device can take, cut as usual."""
+    two, device = _two_layers(config), DryDevice(info)
+    types = mix_types(two, mix)
+    for path in PATHS.values():
+        for of in CACHE_TYPES if path.layout is not CacheLayout.PER_HEAD else ():
+            kind, typed = CACHE_TYPES[of], replace(path, cache_type=of)
+            for file in attention_shape.candidates(kind, info) if of not in PLAIN_CACHE_TYPES else ():
+                told = Tuning(
+                    {
+                        attention_shape.purpose(two.kv_lora, two.qk_rope, two.n_head, kind, tokens): replace(
+                            attention_shape.AttentionShape.choose(device, two, kind, tokens), kernel=file
+                        ).entry
+                        for tokens in (1, 2)
+                    }
+                )
+                planned = _planned(two, types, typed, info, replace(shape, tuning=told), "mix")
+                yield from (variant for variant in planned if variant.launch.kernel.file == file)
 
 
 def _other_norms(variants: Iterable[Variant], info: DeviceInfo) -> Iterator[Variant]:

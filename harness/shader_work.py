@@ -22,6 +22,7 @@ UNIT = 32  # weights that a lane decodes at a time (shaders/include/unit.glsl)
 # and rows of which one pass takes the values.
 SCORED_PAIRS = {GGMLQuantizationType.F16: 32, GGMLQuantizationType.F32: 16}
 BLOCK_PAIRS, ROWS_AT_ONCE = 16, 4
+PACKED_COLUMNS, PACKED_ROWS = 64, 8  # the same of shaders/attention_packed.comp
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,15 @@ def _attention_passes(launch: Launch) -> tuple[float, ...]:
     return -(-pairs // scored), -(-spec["TILE"] // ROWS_AT_ONCE)
 
 
+def _packed_passes(launch: Launch) -> tuple[float, ...]:
+    spec = launch.spec
+    return -(-(spec["LATENT"] + spec["ROPE"]) // PACKED_COLUMNS), -(-spec["TILE"] // PACKED_ROWS)
+
+
+def _rows_and_heads(launch: Launch, lanes: int) -> float:
+    return launch.spec["TILE"] * launch.spec["HEADS"] / lanes
+
+
 def _tile_of_a_lane(launch: Launch, lanes: int) -> float:
     return UNIT * launch.spec["ROWS"] * launch.spec["TOKENS"] / lanes
 
@@ -133,12 +143,8 @@ WORK = {
     "matmul_halves.comp": Work("weight and token", _tile_of_a_lane, _pieces, _weight_bytes_a_token, around=1),
     "matmul_cooperative.comp": Work("weight and token", _tile_of_a_lane, _none, _weight_bytes_a_token, around=0),
     "embed.comp": Work("weight", lambda launch, lanes: UNIT, _none, _weight_bytes),
-    "attention_latent.comp": Work(
-        "cache row and head",
-        lambda launch, lanes: launch.spec["TILE"] * launch.spec["HEADS"] / lanes,
-        _attention_passes,
-        _row_bytes_a_head,
-    ),
+    "attention_latent.comp": Work("cache row and head", _rows_and_heads, _attention_passes, _row_bytes_a_head),
+    "attention_packed.comp": Work("cache row and head", _rows_and_heads, _packed_passes, _row_bytes_a_head),
 }
 
 

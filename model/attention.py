@@ -9,100 +9,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from gguf import GGMLQuantizationType
-
 from model import kernels
+from model.attention_shape import AttentionShape
 from model.cache import LatentShard, LayerCache
 from model.config import ModelConfig
-from model.layout import pairs_a_word, whole_units
+from model.layout import whole_units
 from model.linear import Norm, Source, View, absorbing_linear, can_fold, linear
 from model.norm import normed
 from model.plan import JOINED
 from model.scratch import Scratch, compressed_width
 from model.weights import Weight
 from vkbackend.buffer import Buffer
-from vkbackend.device import Device
 from vkbackend.program import Program
-from vkbackend.tuning import Entry
-
-# Pairs of f32 that a lane keeps. A CPU has queries and accumulators in its first cache (measured on lavapipe with GLM's
-# widths: 5 heads 18.5 GFLOP/s, 10 heads 20.8, but 20 heads take 20 s to compile). A GPU has accumulators alone in its
-# registers: for phoenix RADV makes 96 of 5 heads, 5 waves a SIMD, and 168 of 10, 3 waves, which pay where each loaded
-# number must be converted first, for all heads at once. Subgroups of 32 hold as much with twice as many a lane.
-_PAIRS_CPU, _PAIRS_GPU, _LANE_PAIRS_GPU = 360, 40, 1280
-# Workgroups that fill a device with one token's attention; lavapipe: a few for each core. Every split costs kv_lora
-# numbers a head, written and read.
-_GROUPS_CPU, _GROUPS_GPU, _SPLITS_GPU = 16, 256, 64
-_TILE_CPU = 8  # cache rows between two softmax updates; on a GPU one a lane
-TUNED = ("HEADS", "TILE", "SPLITS")  # the constants that a tuning says; a model's dimensions say the others
-MOST_SPLITS = 4096  # of a tuned shape: each has a sum of kv_lora numbers a head
-
-
-def lane_pairs(width: int, kind: GGMLQuantizationType, lanes: int) -> int:
-    """Pairs of a latent row's part of ``width`` numbers that each of ``lanes`` holds: whole words of a cache of
-    ``kind``, where f32 counts a pair as a word."""
-    pairs = pairs_a_word(kind)
-    return pairs * -(-width // (2 * pairs * lanes))
-
-
-@dataclass(frozen=True)
-class AttentionShape:
-    """How the latent kernel is cut for a device, for one token or a chunk: heads a workgroup, cache rows a tile, pairs
-    a lane, splits of the cache (1 for a chunk)."""
-
-    heads: int
-    tile: int
-    latent_pairs: int
-    rope_pairs: int
-    splits: int
-
-    @classmethod
-    def choose(cls, device: Device, config: ModelConfig, kind: GGMLQuantizationType, tokens: int) -> AttentionShape:
-        """What the device's tuning says; else the most heads that divide the model's and whose registers fit, then
-        enough splits to fill the device."""
-        cpu, lanes = device.info.kind == "cpu", device.subgroup_size
-        latent_pairs, rope_pairs = lane_pairs(config.kv_lora, kind, lanes), lane_pairs(config.qk_rope, kind, lanes)
-        if cpu:
-            most, each, groups, most_splits = _PAIRS_CPU, 2 * latent_pairs + rope_pairs, _GROUPS_CPU, MOST_SPLITS
-        else:
-            most = _PAIRS_GPU if pairs_a_word(kind) > 1 else min(_PAIRS_GPU, _LANE_PAIRS_GPU // lanes)
-            each, groups, most_splits = latent_pairs, _GROUPS_GPU, _SPLITS_GPU
-        heads = max((n for n in range(1, config.n_head + 1) if config.n_head % n == 0 and n * each <= most), default=1)
-        splits = min(most_splits, max(1, -(-groups * heads // config.n_head))) if tokens == 1 else 1
-        made = cls(heads, min(_TILE_CPU, lanes) if cpu else lanes, latent_pairs, rope_pairs, splits)
-        name = purpose(config.kv_lora, config.qk_rope, config.n_head, kind, tokens)
-        tuned = device.tuning.find(name)
-        if tuned is None:
-            return made
-        wrong = unfit(tuned, config.n_head, tokens, device.subgroup_size)
-        if wrong:
-            device.tuning.reject(name, wrong)
-            return made
-        of = tuned.constants
-        return replace(made, heads=of["HEADS"], tile=of["TILE"], splits=of["SPLITS"])
-
-
-def purpose(latent: int, rope: int, heads: int, kind: GGMLQuantizationType, tokens: int) -> str:
-    """What a tuning calls the latent kernel of a model of those widths over a cache of ``kind``, for one token or a
-    chunk."""
-    return f"attention {latent}+{rope} x {heads} {kind.name.lower()} {'token' if tokens == 1 else 'chunk'}"
-
-
-def unfit(entry: Entry, heads: int, tokens: int, lanes: int) -> str:
-    """Why the attention of ``heads`` heads cannot be launched so; "" where it can."""
-    of = entry.constants
-    if entry.kernel != kernels.ATTENTION_LATENT.file:
-        return f"has the kernel {entry.kernel}, expected {kernels.ATTENTION_LATENT.file}"
-    if set(of) != set(TUNED):
-        return f"has the constants {', '.join(of) or 'none'}, expected {', '.join(TUNED)}"
-    if of["HEADS"] < 1 or heads % of["HEADS"]:
-        return f"has HEADS {of['HEADS']}, expected a divisor of {heads}"
-    if not 1 <= of["TILE"] <= lanes:
-        return f"has TILE {of['TILE']}, expected 1 to {lanes}, a subgroup's lanes"
-    most = MOST_SPLITS if tokens == 1 else 1
-    if not 1 <= of["SPLITS"] <= most:
-        return f"has SPLITS {of['SPLITS']}, expected 1 to {most}"
-    return ""
 
 
 @dataclass(frozen=True)
@@ -277,8 +195,8 @@ class AttentionBlock:
         """Attention over one shard's positions, whose sums go to ``splits`` of a head's ``slots``, from ``slot`` on."""
         c, shape = self.config, self._shape(tokens)
         values = {} if shard.values is None else {"values": shard.values}
-        kernel = kernels.ATTENTION_LATENT_V if values else kernels.ATTENTION_LATENT
-        kernel = kernels.for_cache(kernel, self.cache.cache_type)
+        forms = kernels.LATENT_ATTENTION[shape.kernel]
+        kernel = kernels.for_cache(forms.with_values if values else forms.plain, self.cache.cache_type)
         push: dict[str, int | float] = {"heads": c.n_head, "scale": c.attn_scale}
         if slots > splits:
             kernel = kernels.for_shard(kernel, kernels.SHARD_SLOTS_PUSH)

@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from model.attention import AttentionShape
+from model.attention_shape import AttentionShape
 from model.budget import require_fit, require_weights
 from model.cache import Cache, cache_capacity, latent_ranges
 from model.config import ModelConfig

@@ -12,7 +12,8 @@ import numpy as np
 
 from model import kernels
 from model.all_logits import AllLogits
-from model.attention import AttentionBlock, AttentionShape
+from model.attention import AttentionBlock
+from model.attention_shape import AttentionShape
 from model.cache import Cache
 from model.config import ModelConfig
 from model.device_weights import DeviceWeights

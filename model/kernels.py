@@ -155,6 +155,27 @@ ATTENTION_LATENT_V = Kernel(
     ATTENTION_LATENT.push,
     {"REDUNDANT_V": "1"},
 )
+# The same over quantised caches, by packed arithmetic.
+_PACKED = (*_DOT, *_HALVES)
+ATTENTION_PACKED = replace(ATTENTION_LATENT, file="attention_packed.comp", needs=_PACKED)
+ATTENTION_PACKED_V = replace(ATTENTION_LATENT_V, file="attention_packed.comp", needs=_PACKED)
+
+
+@dataclass(frozen=True)
+class LatentAttention:
+    """One file's attention over a latent cache: whose rows have the values, and with these in a copy of their own."""
+
+    plain: Kernel
+    with_values: Kernel
+
+
+LATENT_ATTENTION = {
+    forms.plain.file: forms
+    for forms in (
+        LatentAttention(ATTENTION_LATENT, ATTENTION_LATENT_V),
+        LatentAttention(ATTENTION_PACKED, ATTENTION_PACKED_V),
+    )
+}
 ATTENTION_COMBINE = Kernel(
     "attention_combine.comp", (("parts", "r"), ("stats", "r"), ("out", "w")), push=("latent", "splits")
 )

@@ -1,7 +1,6 @@
 #version 450
 // Inputs of matmul_dot.comp: vectors of a chunk's tokens in 8 bits, x = d * q with d = max |x| / 127 of every 32 columns,
 // laid out as dot_inputs.glsl says. A lane takes four columns, eight lanes a block.
-// Below 2^-100 a block is zero; an infinity or NaN in it makes d one, so that it reaches every result of its token.
 #extension GL_GOOGLE_include_directive : require
 #extension GL_KHR_shader_subgroup_basic : require
 #extension GL_KHR_shader_subgroup_shuffle : require
@@ -11,6 +10,7 @@ layout(binding = 0) readonly buffer Input { vec4 x[]; };
 layout(binding = 1) writeonly buffer Quantized { uint quantized[]; };
 #define PARAMS_BINDING 2
 #include "params.glsl"
+#include "eight_bits.glsl"
 
 layout(push_constant) uniform Push {
     uint columns;  // of a vector, whole blocks of 32
@@ -28,24 +28,20 @@ void main() {
     if (token >= n_tokens || at >= columns) return; // whole blocks, so that all lanes of one stay
     vec4 v = x[(x_offset + token * x_token + batch * x_batch + at) / 4u];
 
-    // Compared by their bits, as which magnitudes are ordered and a NaN is the largest.
-    uvec4 bits = floatBitsToUint(v) & 0x7FFFFFFFu;
+    uvec4 bits = magnitudes(v);
     uint largest = max(max(bits.x, bits.y), max(bits.z, bits.w));
     for (uint i = 1u; i < 8u; i *= 2u) largest = max(largest, subgroupShuffleXor(largest, i));
-    float magnitude = uintBitsToFloat(largest);
-    bool zero = magnitude < uintBitsToFloat(27u << 23); // 2^-100; much less, and 127 / magnitude is infinite
-    float d = zero ? 0.0 : magnitude * (1.0 / 127.0);
-    vec4 scaled = v * (zero ? 0.0 : 127.0 / magnitude);
-    ivec4 q = ivec4(clamp(roundEven(scaled), vec4(-127.0), vec4(127.0)));
+    Step by = step_of(largest);
+    ivec4 q = quants(v, by);
 
     int sum = (q.x + q.y) + (q.z + q.w);
     for (uint i = 1u; i < 4u; i *= 2u) sum += subgroupShuffleXor(sum, i);
     int other = subgroupShuffleXor(sum, 4u);
     uint vector = token * vectors + batch, part = at / 4u & 7u;
     uint block = (vector * columns + at) / 32u * INPUT_WORDS;
-    quantized[block + part] = uint((q.x & 255) | (q.y & 255) << 8 | (q.z & 255) << 16 | q.w << 24);
+    quantized[block + part] = as_bytes(q);
     if (part < 4u) {
-        float floats = part == 0u ? d : part == 1u ? d * float(sum) : part == 2u ? d * float(other) : 0.0;
+        float floats = part == 0u ? by.d : part == 1u ? by.d * float(sum) : part == 2u ? by.d * float(other) : 0.0;
         quantized[block + 8u + part] = floatBitsToUint(floats);
     }
 }

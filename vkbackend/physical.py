@@ -59,6 +59,7 @@ _PROPERTIES: dict[str, tuple[tuple[int, int] | None, str | None]] = {
     "DriverProperties": ((1, 2), "VK_KHR_driver_properties"),
     "SubgroupSizeControlProperties": ((1, 3), "VK_EXT_subgroup_size_control"),
     "Maintenance4Properties": ((1, 3), "VK_KHR_maintenance4"),
+    "ShaderIntegerDotProductProperties": ((1, 3), "VK_KHR_shader_integer_dot_product"),
     "PCIBusInfoPropertiesEXT": (None, "VK_EXT_pci_bus_info"),
 }
 
@@ -129,6 +130,7 @@ class DeviceInfo:
     timestamp_bits: int  # valid ones on the first queue family that computes, which Kompute takes; 0: no timestamps
     timestamp_period_ns: float  # 0 on a null device, whose clock has no frequency
     matrix_shapes: tuple[MatrixShape, ...] = ()  # floating-point products of a subgroup (VK_KHR_cooperative_matrix)
+    packed_dot_products: bool = False  # whether it has instructions for those of four signed bytes in a word
 
     @property
     def unified(self) -> bool:
@@ -272,6 +274,7 @@ def _describe(vk: Any, raw: Any, instance: Any, handle: Any, index: int) -> Devi
     subgroup, driver = made.get("SubgroupProperties"), made.get("DriverProperties")
     control, pci = made.get("SubgroupSizeControlProperties"), made.get("PCIBusInfoPropertiesEXT")
     third, fourth = made.get("Maintenance3Properties"), made.get("Maintenance4Properties")
+    dot = made.get("ShaderIntegerDotProductProperties")
     features = device.read_features()
     products = read_matrix_shapes(vk, raw, instance, handle) if MATRIX_EXTENSION in device.extensions else ()
     size = int(subgroup.subgroupSize) if subgroup else 0
@@ -310,6 +313,7 @@ def _describe(vk: Any, raw: Any, instance: Any, handle: Any, index: int) -> Devi
         timestamp_bits=device.read_timestamp_bits(),
         timestamp_period_ns=float(limits.timestampPeriod) if math.isfinite(limits.timestampPeriod) else 0.0,
         matrix_shapes=products,
+        packed_dot_products=bool(dot and dot.integerDotProduct4x8BitPackedSignedAccelerated),
     )
 
 

@@ -32,6 +32,7 @@ ORACLES: dict[str, Oracle] = {
     "argmax.comp": activations.argmax_cases,
     "attention_combine.comp": attention.combine_cases,
     "attention_latent.comp": attention.latent_cases,
+    "attention_packed.comp": attention.latent_cases,
     "cache_per_head.comp": caches.per_head_cases,
     "copy_words.comp": transfers.copy_cases,
     "embed.comp": embedding.cases,

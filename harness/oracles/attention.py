@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -11,9 +12,11 @@ from numpy.typing import NDArray
 
 from harness.oracles.activations import floats
 from harness.oracles.case import CANARY, Case, Draft, Expected, Target, U, anything
-from harness.oracles.latent_rows import Stored
+from harness.oracles.inputs import quantize
+from harness.oracles.latent_rows import F16_SMALLEST, F16_STEP, Stored
 from model import kernels
-from model.attention import lane_pairs
+from model.attention_shape import lane_pairs
+from model.layout import UNIT
 from model.reference.ops import softmax
 from vkbackend.kernel import Kernel
 from vkbackend.physical import DeviceInfo
@@ -21,25 +24,77 @@ from vkbackend.physical import DeviceInfo
 Doubles = NDArray[np.float64]
 Floating = NDArray[np.floating]
 SCALE = float(np.float32(0.1443))
+CHAIN = 8  # rows that shaders/attention_packed.comp sums in halves
+LOWEST = np.float32(-1e30)  # of a split without rows
 EXACT_SCALE = 2.0**-10  # of whole numbers up to 127: scores of some units, and the product with it is exact
 
 
-def attended(
-    q: Floating, rows: Floating, values: Floating, n_past: int, scale: float, exact: bool = False
-) -> tuple[Doubles, Doubles]:
-    """Causal attention in float64, and what f32 may differ by. q [T, H, R + P], rows [n, R + P], values [n, R].
+@dataclass(frozen=True)
+class Arithmetic:
+    """What a kernel's scores and weighted sums are made of, and what rounding may do to them."""
 
-    ``exact``: the numbers are such that scores are sums without rounding.
+    kernel: Kernel
+
+    @property
+    def packed(self) -> bool:
+        """Queries in 8 bits, weights and values in halves (shaders/attention_packed.comp)."""
+        return self.kernel.file == kernels.ATTENTION_PACKED.file
+
+    def queries(self, rng: np.random.Generator, shape: tuple[int, int, int]) -> NDArray[np.float32]:
+        """Numbers of about 2; packed ones such that no rounding moves one to another of a block's steps, some blocks
+        all zero."""
+        if not self.packed:
+            return (2 * rng.standard_normal(shape)).astype(np.float32)
+        *many, width = shape
+        steps = rng.integers(-126, 127, shape) + rng.uniform(-0.4, 0.4, shape)
+        d = np.empty(shape)
+        for first in range(0, width, UNIT):
+            block = np.s_[..., first : first + UNIT]
+            columns = min(UNIT, width - first)
+            peak = np.arange(columns) == rng.integers(0, columns, (*many, 1))
+            steps[block] = np.where(peak, rng.choice([-127.0, 127.0], (*many, 1)), steps[block])
+            d[block] = 0.03 * 2.0 ** rng.uniform(-3, 1, (*many, 1)) * (rng.random((*many, 1)) < 0.9)
+        return (d * steps).astype(np.float32)
+
+    def seen(self, q: Floating) -> Doubles:
+        """Queries [..., R + P] as they are multiplied."""
+        if not self.packed:
+            return q.astype(np.float64)
+        padded = np.pad(q, [(0, 0)] * (q.ndim - 1) + [(0, -q.shape[-1] % UNIT)])
+        return quantize(padded)[..., : q.shape[-1]]
+
+    def score_error(self, width: int, sums: Doubles) -> Doubles:
+        """Of scores whose terms' magnitudes add up to ``sums``: they round with each of R + P products, in lanes or
+        parts of a row; packed ones in a query's step, its two factors, and with each block."""
+        error: Doubles = U * ((-(-width // UNIT) + 6) if self.packed else (width + 3)) * sums
+        return error
+
+    def sum_error(self, weights: Floating, values: Doubles) -> Doubles | float:
+        """What halves add to a head's sums: the weight's rounding in the sum and in what it is divided by, the value's,
+        and one with each row of a chain; below their smallest normal number a step for the weights beside the largest,
+        which are 1 / CHAIN of it, and for the sums."""
+        if not self.packed:
+            return 0.0
+        small = CHAIN * F16_SMALLEST * (2 * np.abs(values).sum(axis=-2) + len(values))
+        return (CHAIN + 3) * F16_STEP * _weighted(weights, np.abs(values)) + small
+
+
+def attended(
+    q: Floating, rows: Floating, values: Floating, n_past: int, scale: float, of: Arithmetic, exact: bool = False
+) -> tuple[Doubles, Doubles]:
+    """Causal attention in float64, and what the kernel may differ by. q [T, H, R + P], rows [n, R + P], values [n, R].
+
+    ``exact``: the numbers are such that scores, and sums in halves, are without rounding.
     """
-    q64, rows64, values64 = q.astype(np.float64), rows.astype(np.float64), values.astype(np.float64)
+    q64, rows64, values64 = of.seen(q), rows.astype(np.float64), values.astype(np.float64)
     out, error = np.empty((*q.shape[:2], values.shape[1])), np.empty((*q.shape[:2], values.shape[1]))
     for t in range(q.shape[0]):
         n = n_past + t + 1
         scores = scale * q64[t] @ rows64[:n].T  # [H, n]
-        # A score sums R + P products, in lanes or parts of a row.
         sums = scale * np.abs(q64[t]) @ np.abs(rows64[:n]).T
-        score_error = 0.0 if exact else U * (q.shape[-1] + 3) * sums.max(axis=1, keepdims=True)
+        score_error = 0.0 if exact else of.score_error(q.shape[-1], sums.max(axis=1, keepdims=True))
         out[t], error[t] = attended_scores(scores, values64[:n], score_error)
+        error[t] += 0.0 if exact else of.sum_error(softmax(scores), values64[:n])
     return out, error
 
 
@@ -50,9 +105,14 @@ def attended_scores(scores: Doubles, values: Doubles, score_error: Doubles | flo
     again; the output sums n weighted values.
     """
     n, weights = scores.shape[-1], softmax(scores)
-    spread = np.ptp(scores, axis=1, keepdims=True)
-    relative = 2 * (score_error + 2 * U * (3 + 2 * spread) + U * n)
+    relative = _weight_error(scores, score_error)
     return _weighted(weights, values), (relative + U * n) * _weighted(weights, np.abs(values))
+
+
+def _weight_error(scores: Doubles, score_error: Doubles | float) -> Doubles:
+    """Of softmax(``scores``) [H, n], relative. [H, 1]"""
+    error: Doubles = 2 * (score_error + 2 * U * (3 + 2 * np.ptp(scores, axis=1, keepdims=True)) + U * scores.shape[-1])
+    return error
 
 
 def _weighted(weights: Floating, values: Doubles) -> Doubles:
@@ -91,9 +151,10 @@ def latent_case(
     what = f"{tokens} tokens of {heads} heads after {n_past}" + (f", shards {edges}" if edges else "")
     what += ", whole numbers" if exact else ""
     draft = Draft(info, what)
-    stored = Stored.of(kernel)
-    q = (2 * rng.standard_normal((capacity, heads, latent + rope))).astype(np.float32)
-    q = np.round(q) if exact else q
+    stored, of = Stored.of(kernel), Arithmetic(kernel)
+    q = of.queries(rng, (capacity, heads, latent + rope))
+    if exact:  # packed: no queries, so that all weights are one and sums of quants exact in halves
+        q = np.zeros_like(q) if of.packed else np.round(q)
     draw = stored.exact if exact else floats
     scale = EXACT_SCALE if exact else SCALE
     packed = stored.pack(draw(rng, n_ctx, latent + rope))
@@ -102,29 +163,68 @@ def latent_case(
     rows = stored.unpack(packed.view(np.uint32), latent + rope)
     values = stored.unpack(packed_values.view(np.uint32), latent) if redundant else rows[:, :latent]
     slots = splits * max(1, len(edges) - 1)
-    out, stats = draft.canary(capacity, heads, latent, name="out"), draft.canary(capacity * slots, heads, 2)
+    out, stats = draft.canary(capacity, heads, latent, name="out"), draft.canary(capacity, heads, slots, 2)
     joined = slots > 1 or bool(edges)
     parts = draft.canary(capacity * slots, heads, latent) if joined else out
     buffers = {"q": draft.upload(q), "out": parts, "stats": stats, "params": draft.params(n_past, tokens)}
     grid = (heads // spec["HEADS"], splits, capacity)
     push: dict[str, int | float] = {"heads": heads, "scale": scale}
-    for index, (first, end) in enumerate(pairwise(edges) if edges else [(0, n_ctx)]):
+    ranges = list(pairwise(edges)) if edges else [(0, n_ctx)]
+    for index, (first, end) in enumerate(ranges):
         own = {"cache": draft.upload(packed[first:end])}
         own |= {"values": draft.upload(packed_values[first:end])} if redundant else {}
-        of = {"first": first, "last": end, "slot_first": index * splits, "slots": slots} if edges else {}
-        draft.launch(kernel, buffers | own, grid, spec=spec, push=push | of)
+        slot = {"first": first, "last": end, "slot_first": index * splits, "slots": slots} if edges else {}
+        draft.launch(kernel, buffers | own, grid, spec=spec, push=push | slot)
     expected, tolerance = np.full((capacity, heads, latent), float(CANARY)), np.zeros((capacity, heads, latent))
-    expected[:tokens], tolerance[:tokens] = attended(q[:tokens], rows, values, n_past, scale, exact)
+    expected[:tokens], tolerance[:tokens] = attended(q[:tokens], rows, values, n_past, scale, of, exact)
     found = {out: Expected(expected, tolerance=tolerance, axes=("token", "head", "element"))}
     if joined:
         combine = {"parts": parts, "stats": stats, "out": out}
         draft.launch(
             kernels.ATTENTION_COMBINE, combine, (tokens * heads, 1, 1), push={"latent": latent, "splits": slots}
         )
-        found |= {parts: anything(capacity * slots, heads, latent), stats: anything(capacity * slots, heads, 2)}
+        found[parts] = anything(capacity * slots, heads, latent)
+        found[stats] = _split_sums(q[:tokens], rows, n_past, scale, of, exact, spec, ranges, capacity)
     else:
         found[stats] = Expected(np.full((capacity, heads, 2), CANARY))  # written where sums are to be joined
     return draft.case(found)
+
+
+def _split_sums(
+    q: Floating,
+    rows: Floating,
+    n_past: int,
+    scale: float,
+    of: Arithmetic,
+    exact: bool,
+    spec: Mapping[str, int],
+    ranges: Sequence[tuple[int, int]],
+    capacity: int,
+) -> Expected:
+    """Each split's largest score and sum of weights, of the rows that it has of its range of positions."""
+    splits, tile, seen, kept = spec["SPLITS"], spec["TILE"], of.seen(q), rows.astype(np.float64)
+    expected = np.full((capacity, q.shape[1], splits * len(ranges), 2), float(CANARY))
+    tolerance = np.zeros(expected.shape)
+    expected[: len(q)] = LOWEST, 0.0
+    for t, slot in np.ndindex(len(q), expected.shape[2]):
+        first, last = (min(n_past + t + 1, edge) for edge in ranges[slot // splits])
+        share = -(-(last - first) // (splits * tile)) * tile
+        begin = first + slot % splits * share
+        here = kept[begin : min(begin + share, last)]
+        if len(here):
+            scores, sums = scale * seen[t] @ here.T, scale * np.abs(seen[t]) @ np.abs(here).T
+            error = 0.0 * sums if exact else of.score_error(q.shape[-1], sums)
+            top = scores.max(axis=1)
+            expected[t, :, slot, 0], tolerance[t, :, slot, 0] = top, error.max(axis=1)
+            weights = np.exp(scores - top[:, None])
+            relative = _weight_error(scores, error.max(axis=1, keepdims=True))[:, 0]
+            of_halves = F16_STEP * weights.sum(axis=1) + CHAIN * F16_SMALLEST * len(here)
+            expected[t, :, slot, 1] = weights.sum(axis=1)
+            tolerance[t, :, slot, 1] = relative * weights.sum(axis=1) + (of_halves if of.packed and not exact else 0.0)
+    if of.packed:
+        expected[: len(q), ..., 1] /= CHAIN
+        tolerance[..., 1] /= CHAIN
+    return Expected(expected, tolerance=tolerance, axes=("token", "head", "split", "maximum and sum"))
 
 
 def far_case(info: DeviceInfo, kernel: Kernel, spec: Mapping[str, int]) -> Case:
@@ -142,7 +242,9 @@ def far_case(info: DeviceInfo, kernel: Kernel, spec: Mapping[str, int]) -> Case:
     buffers["params"] = draft.params(n - 1, 1)
     draft.launch(kernel, buffers, (1, 1, 1), spec=spec, push={"heads": heads, "scale": 1.0})
     expected = np.tile(stored.rounded(rows)[-1, :latent], (heads, 1)) + np.float32(0.0)  # no -0: it is a sum
-    return draft.case({out: Expected(expected, axes=("head", "element")), stats: Expected(np.full((heads, 2), CANARY))})
+    off = F16_STEP * np.abs(expected).astype(np.float64) if Arithmetic(kernel).packed else 0.0
+    told = Expected(expected, tolerance=off, axes=("head", "element"))
+    return draft.case({out: told, stats: Expected(np.full((heads, 2), CANARY))})
 
 
 def latent_cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:

@@ -19,7 +19,7 @@ from harness.atomic import write_text
 from harness.oracles.client import Job, Verdict
 from harness.shader_variants import Variant
 from harness.timing.job import BenchJob, Timing
-from model import attention, kernels, tiling
+from model import attention_shape, kernels, tiling
 from model.config import ModelConfig
 from vkbackend.errors import DeviceError, InputError
 from vkbackend.physical import DeviceInfo
@@ -48,7 +48,7 @@ _SHARD = ("rows", "matrix_first", "first")  # push constants that tell the parts
 _CHOSEN = {  # the constants that a tuning says; a model's dimensions say the others
     **{file: products.plain.spec for file, products in kernels.TOKEN_PRODUCTS.items()},
     **{file: products.plain.spec for file, products in kernels.CHUNK_PRODUCTS.items()},
-    kernels.ATTENTION_LATENT.file: attention.TUNED,
+    **dict.fromkeys(kernels.LATENT_ATTENTION, attention_shape.TUNED),
 }
 
 
@@ -212,10 +212,9 @@ def require_table() -> Path:
 def purpose_of(variant: Variant) -> str:
     """What a tuning calls it. InputError for a kernel whose constants a model's dimensions say."""
     launch = variant.launch
-    if launch.kernel.file == kernels.ATTENTION_LATENT.file:
-        spec = launch.spec
-        kind = kernels.cache_kind(launch.kernel)
-        return attention.purpose(spec["LATENT"], spec["ROPE"], int(launch.push["heads"]), kind, variant.tokens)
+    if launch.kernel.file in kernels.LATENT_ATTENTION:
+        spec, kind = launch.spec, kernels.cache_kind(launch.kernel)
+        return attention_shape.purpose(spec["LATENT"], spec["ROPE"], int(launch.push["heads"]), kind, variant.tokens)
     if launch.kernel.file not in _CHOSEN:
         swept = ", ".join(file.removesuffix(".comp") for file in _CHOSEN)
         raise InputError(f"{variant.name} has no constants to choose, expected a variant of {swept}; name one")
@@ -247,28 +246,38 @@ def _changed(variant: Variant, values: Mapping[str, int], info: DeviceInfo) -> E
                 f"{', '.join(entry.constants)}; sweep one of them"
             )
     entry = replace(entry, constants={**entry.constants, **values})
-    if entry.kernel == kernels.ATTENTION_LATENT.file:
-        wrong = attention.unfit(entry, int(variant.launch.push["heads"]), variant.tokens, info.subgroup_size)
+    launch = variant.launch
+    if entry.kernel in kernels.LATENT_ATTENTION:
+        wrong = _unfit_attention(entry, launch, variant.tokens, info)
     else:
-        kind = kernels.weight_kind(variant.launch.kernel)
-        wrong = tiling.unfit(entry, kind, variant.tokens, info, _role(variant.launch))
+        kind = kernels.weight_kind(launch.kernel)
+        wrong = tiling.unfit(entry, kind, variant.tokens, info, _role(launch))
     if wrong:
         raise InputError(f"--sweep: {variant.name} {wrong}; choose other values")
     return entry
 
 
+def _unfit_attention(entry: Entry, launch: Launch, tokens: int, info: DeviceInfo) -> str:
+    heads, row = int(launch.push["heads"]), launch.spec["LATENT"] + launch.spec["ROPE"]
+    return attention_shape.unfit(entry, heads, row, kernels.cache_kind(launch.kernel), tokens, info)
+
+
 def _other(variant: Variant, name: str, info: DeviceInfo) -> Entry:
-    """The usual constants of another kernel for the variant's product."""
+    """The usual constants of another kernel for the variant's product; of attention's those that the variant has."""
     launch, file = variant.launch, f"{name}.comp"
-    fitting: list[str] = []
-    if launch.kernel.file != kernels.ATTENTION_LATENT.file:
+    if launch.kernel.file in kernels.LATENT_ATTENTION:
+        fitting = attention_shape.candidates(kernels.cache_kind(launch.kernel), info)
+        if file in fitting:
+            return replace(_entry(launch), kernel=file)
+    else:
         kind, role = kernels.weight_kind(launch.kernel), _role(launch)
         fitting = tiling.candidates(kind, variant.tokens, info, role)
         if file in fitting:
             return tiling.usual(kind, variant.tokens, info.subgroup_size, role, file)
     known = ", ".join(other.removesuffix(".comp") for other in fitting)
-    expected = f"expected {known}; choose among these" if known else "expected none; sweep its constants alone"
-    raise InputError(f"--sweep KERNEL={name}: {name} does not do what {variant.name} does, {expected}")
+    raise InputError(
+        f"--sweep KERNEL={name}: {name} does not do what {variant.name} does, expected {known}; choose among these"
+    )
 
 
 def _planned(variant: Variant, tuning: Tuning | None) -> Launch:
@@ -278,11 +287,16 @@ def _planned(variant: Variant, tuning: Tuning | None) -> Launch:
     alike = [
         other.launch
         for other in variant.plan(tuning)
-        if (other.launch.label, other.tokens) == (own.label, variant.tokens)
+        if (_label(other.launch), other.tokens) == (_label(own), variant.tokens)
         and _product(other.launch) == _product(own)
         and all(other.launch.push[name] == own.push[name] for name in _SHARD if name in own.push)
     ]
     return alike[0]
+
+
+def _label(launch: Launch) -> str:
+    """What the launch is for: its tensor; attention has none and goes by its kernel."""
+    return kernels.ATTENTION_LATENT.file if launch.kernel.file in kernels.LATENT_ATTENTION else launch.label
 
 
 def _product(launch: Launch) -> dict[str, str]:

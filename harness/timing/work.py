@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from harness.shader_work import WORK
 from harness.timing.job import BenchJob
-from model.kernels import CHUNK_PRODUCTS, MATMUL_DOT, MATVEC, cache_kind, weight_kind
+from model.kernels import CHUNK_PRODUCTS, LATENT_ATTENTION, MATMUL_DOT, MATVEC, cache_kind, weight_kind
 from model.layout import UNIT, latent_row_bytes
 from model.quantized_inputs import BLOCK_WORDS
 
@@ -235,7 +235,7 @@ _AMOUNTS: dict[str, Callable[[BenchJob], Amount]] = {
         lambda j: j.choices[0].grid[0] * j.push["splits"] * (j.push["latent"] + 2),
         lambda j: j.choices[0].grid[0] * j.push["latent"],
     ),
-    "attention_latent.comp": _attention,
+    **dict.fromkeys(LATENT_ATTENTION, _attention),
     "cache_per_head.comp": _cache_per_head,
     "embed.comp": _embed,
     "group_by_expert.comp": _elements(

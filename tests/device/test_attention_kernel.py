@@ -1,12 +1,15 @@
 """Fused attention over the latent cache, in all its cuts, against its oracle."""
 
+from collections.abc import Sequence
+from itertools import product
+
 import numpy as np
 import pytest
 from helpers import hold
 
 from harness.oracles.attention import attention_spec, far_case, latent_case
 from model import kernels
-from model.attention import AttentionShape
+from model.attention_shape import AttentionShape
 from model.layout import CACHE_TYPES, pairs_a_word
 from model.presets import PRESETS
 from vkbackend.device import Device
@@ -29,16 +32,14 @@ def attend(
     tokens: int,
     kernel: Kernel = kernels.ATTENTION_LATENT,
     edges: tuple[int, ...] = (),
+    forms: Sequence[dict[str, str]] = FORMS,
 ) -> None:
     """Hold both forms of the kernel (and the one that joins splits) against the oracle."""
     spec = attention_spec(device.subgroup_size, *widths, heads_per_group, splits, kernels.cache_kind(kernel))
-    for form in FORMS:
+    for form, exact in product(forms, (False, True)):
         rng = np.random.default_rng(n_past + tokens)
-        made = kernel.variant(**form)
-        hold(
-            device,
-            latent_case(device.info, rng, made, spec, heads=HEADS, n_past=n_past, tokens=tokens, edges=edges),
-        )
+        made, shape = kernel.variant(**form), {"heads": HEADS, "n_past": n_past, "tokens": tokens}
+        hold(device, latent_case(device.info, rng, made, spec, **shape, edges=edges, exact=exact))
 
 
 @pytest.mark.parametrize("widths", WIDTHS)
@@ -75,6 +76,30 @@ def test_cache_of_blocks(device: Device, kernel: Kernel, cache: str, widths: str
     attend(device, WIDTHS[widths], 2, 1, 21, 5, kernels.for_cache(kernel, cache))
 
 
+# Rows of whole blocks and not, of an even and an odd number of them; heads in pairs, one alone and one over; every cut.
+PACKED = {
+    "splits": ("q8_0", kernels.ATTENTION_PACKED, (64, 8), (3, 5, 50, 1)),
+    "one row": ("q4_0", kernels.ATTENTION_PACKED, (40, 12), (1, 5, 0, 1)),
+    "a chunk": ("q4_0", kernels.ATTENTION_PACKED, (112, 16), (2, 1, 3, 9)),
+    "a chunk's own values": ("q8_0", kernels.ATTENTION_PACKED_V, (112, 16), (6, 1, 3, 9)),
+    "own values": ("q4_0", kernels.ATTENTION_PACKED_V, (64, 8), (2, 2, 37, 1)),
+    "shards": ("q8_0", kernels.ATTENTION_PACKED, (136, 2), (2, 2, 24, 1, (0, 7, 20, 34))),
+    "a chunk in shards": ("q4_0", kernels.ATTENTION_PACKED_V, (40, 12), (2, 1, 21, 5, (0, 7, 8, 20, 35))),
+}
+
+
+@pytest.mark.parametrize("name", PACKED)
+def test_packed_arithmetic(device: Device, name: str) -> None:
+    """The unrolled form, which takes lavapipe seconds to compile, of two of them."""
+    cache, kernel, widths, (heads, splits, n_past, tokens, *edges) = PACKED[name]
+    if not set(kernel.needs) <= set(device.info.features):
+        pytest.skip("the device has no packed arithmetic")
+    made = kernels.for_cache(kernel, cache)
+    made = kernels.for_shard(made, kernels.SHARD_SLOTS_PUSH) if edges else made
+    forms = FORMS if name in ("one row", "own values") else FORMS[1:]
+    attend(device, widths, heads, splits, n_past, tokens, made, *edges, forms=forms)
+
+
 @pytest.mark.parametrize("kernel", [kernels.ATTENTION_LATENT, kernels.ATTENTION_LATENT_V], ids=["one copy", "two"])
 @pytest.mark.parametrize(("splits", "n_past", "tokens"), [(1, 0, 1), (5, 50, 1), (1, 3, 9), (1, 0, 5), (1, 21, 5)])
 def test_cache_in_shards(device: Device, splits: int, n_past: int, tokens: int, kernel: Kernel) -> None:
@@ -88,6 +113,10 @@ def test_cache_in_shards(device: Device, splits: int, n_past: int, tokens: int, 
 def test_scores_far_apart_and_far_from_zero(device: Device) -> None:
     spec = attention_spec(device.subgroup_size, *WIDTHS["64 + 8"], 6, 1)
     hold(device, far_case(device.info, kernels.ATTENTION_LATENT, spec))
+    spec = attention_spec(device.subgroup_size, *WIDTHS["64 + 8"], 6, 1, CACHE_TYPES["q8_0"])
+    if set(kernels.ATTENTION_PACKED.needs) <= set(device.info.features):
+        packed = kernels.for_device(kernels.for_cache(kernels.ATTENTION_PACKED, "q8_0"), device.info.kind)
+        hold(device, far_case(device.info, packed, spec))
 
 
 @pytest.mark.parametrize("cache", ["f16", "f32", "q8_0", "q4_0"])

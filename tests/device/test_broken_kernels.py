@@ -186,6 +186,16 @@ def test_a_wrong_product_is_found_in_every_form(folder: Path, capsys: pytest.Cap
     assert "\n2 of 3 variants fail, " in out
 
 
+def test_a_slightly_wrong_score_is_found(folder: Path, device: Device, capsys: pytest.CaptureFixture[str]) -> None:
+    """Far within what halves cost the output: a split's largest score tells it."""
+    if not set(kernels.ATTENTION_PACKED.needs) <= set(device.info.features):
+        pytest.skip("the device has no packed arithmetic")
+    edit(folder / "attention_packed.comp", "query_step[i] = scale * by.d", "query_step[i] = 1.0001 * scale * by.d")
+    assert main(["shaders", "check", "attention_packed*cache_q8_0 latent=512"]) == 1
+    out = capsys.readouterr().out
+    assert "maximum and sum 0] is " in out and "out[token" not in out
+
+
 @pytest.mark.parametrize("old", ["if (subgroupElect()) arrivals = 0u;", "before + 1u < of"])
 def test_a_wrong_count_of_workgroups_is_found(folder: Path, capsys: pytest.CaptureFixture[str], old: str) -> None:
     """One that the next launch would go on from; one that has another workgroup, or two, choose."""

@@ -12,7 +12,7 @@ from small_models import SmallModel
 import vkbackend.staging
 from harness.oracles.linear import random_tensor
 from model import kernels
-from model.attention import AttentionShape
+from model.attention_shape import AttentionShape
 from model.engine import Model, Session
 from model.layout import PATHS
 from model.norm import norm_held

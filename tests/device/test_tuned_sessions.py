@@ -11,11 +11,11 @@ from gguf import GGMLQuantizationType as Q
 from small_models import SmallModel
 
 from harness.cli import main
-from model import kernels
+from model import attention_shape, kernels
 from model.block_formats import SMALL_INTEGERS
 from model.engine import Model
 from model.engine import Session as Opened
-from model.layout import PATHS
+from model.layout import CACHE_TYPES, PATHS, get_path
 from model.tiling import Tiling, purpose
 from model.weights import interleaves
 from vkbackend.device import Device, open_device
@@ -44,12 +44,12 @@ def session(embedded: SmallModel, path: Path) -> Session:
     """A session of the embedded model on a path, on the device opened anew under a table of these entries."""
 
     @contextmanager
-    def opened(entries: Entries, of: str = "mla") -> Iterator[Opened]:
+    def opened(entries: Entries, of: str = "mla", cache: str = "f16") -> Iterator[Opened]:
         write(path, embedded.device.info, entries)
         device = open_device(embedded.device.info.name)
         try:
             model = Model.load(embedded.gguf, device)
-            made = Opened(model, PATHS[of], 64, chunk=7)
+            made = Opened(model, get_path(of, cache), 64, chunk=7)
             yield made
             made.close()
             model.close()
@@ -135,6 +135,37 @@ def test_products_by_integer_dot_products_stay_near_the_reference(
         assert found is not None
         assert np.abs(found - expected).max() > tolerance
         assert np.square(found - expected).sum() <= products * 2.9e-5 * np.square(expected).sum()
+
+
+@pytest.mark.parametrize("of", ["mla", "mla-v"])
+@pytest.mark.parametrize("cache", ["q8_0", "q4_0"])
+def test_packed_attention_costs_less_than_its_caches_own_rounding(
+    embedded: SmallModel, session: Session, cache: str, of: str
+) -> None:
+    """Queries in 8 bits and values in halves, of chunks and of single tokens: squares of what they change in the logits
+    against those of what the cache does in place of f16."""
+    if not set(kernels.ATTENTION_PACKED.needs) <= set(embedded.device.info.features):
+        pytest.skip("the device has no packed arithmetic")
+    c, packed, lanes = embedded.config, kernels.ATTENTION_PACKED.file, embedded.device.subgroup_size
+    entries: Entries = {
+        attention_shape.purpose(c.kv_lora, c.qk_rope, c.n_head, CACHE_TYPES[cache], tokens): (
+            packed,
+            {"HEADS": c.n_head // 2, "TILE": lanes, "SPLITS": splits},
+        )
+        for tokens, splits in ((1, 3), (2, 1))
+    }
+    rounded, plain = (embedded.logits(of, 7, kind).astype(np.float64) for kind in (cache, "f16"))
+    with session(entries, of, cache) as tuned:
+        for launches in (tuned.launches()[name] for name in ("decode", "chunk")):
+            assert [launch.kernel.file for launch in launches].count(packed) == c.n_layer
+        found = tuned.prompt(embedded.prompt, "all")
+        assert found is not None
+        tuned.rewind(5)
+        for position, token in enumerate(embedded.prompt[5:40], start=5):
+            tuned.decode(token)
+            found[position] = tuned.last_logits()
+    cost, of_cache = np.square(found - rounded).sum(), np.square(rounded - plain).sum()
+    assert 0 < cost < of_cache
 
 
 def hold(tuned: Opened, embedded: SmallModel) -> None:

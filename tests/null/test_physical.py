@@ -119,6 +119,7 @@ PHOENIX: dict[str, dict[str, Any]] = {
     },
     "Maintenance3Properties": {"maxMemoryAllocationSize": 2**32 - 4},
     "Maintenance4Properties": {"maxBufferSize": 2**32 - 4},
+    "ShaderIntegerDotProductProperties": {"integerDotProduct4x8BitPackedSignedAccelerated": 1},
     "PCIBusInfoPropertiesEXT": {"pciBus": 0xC1},
     "16BitStorageFeatures": {"storageBuffer16BitAccess": 1},
     "8BitStorageFeatures": {"storageBuffer8BitAccess": 1},
@@ -187,6 +188,7 @@ def test_everything_a_driver_offers_is_read() -> None:
         timestamp_bits=48,
         timestamp_period_ns=10.0,
         matrix_shapes=(MatrixShape(16, 16, 16, "f16", "f32"), MatrixShape(16, 8, 32, "f16", "f16")),
+        packed_dot_products=True,
     )
     # Budget and use are of the moment and take no part in the comparison above.
     assert [(heap.budget, heap.usage) for heap in info.heaps] == [(4 * 2**30, 4096), (9 * 2**30, 8192)]
@@ -250,7 +252,7 @@ def test_radv_null_devices_are_read(family: str, kind: str, sizes: list[int]) ->
     assert (found["chip"], found["kind"], found["subgroup_sizes"]) == (family, kind, sizes)
     assert found["heaps"] == [] and found["memory"] == 0 and found["timestamp_period_ns"] == 0
     assert set(found["features"]) >= {"shaderIntegerDotProduct", "computeFullSubgroups", "pipelineExecutableInfo"}
-    assert found["cooperative_matrix"] is (family != "renoir")
+    assert found["cooperative_matrix"] is found["packed_dot_products"] is (family != "renoir")
 
 
 @pytest.mark.parametrize(

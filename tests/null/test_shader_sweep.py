@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from gguf import GGMLQuantizationType as Q
-from imaginary import INFO
+from imaginary import CAPABLE, INFO
 
 from harness.cli import main
 from harness.oracles.client import Job, Verdict
@@ -15,7 +15,7 @@ from harness.shader_variants import Shape, Variant, find_variants
 from harness.timing.job import BenchJob, Timing
 from harness.timing.sweep import entry_text, purpose_of, store, sweep
 from harness.timing.table import print_sweep
-from model.attention import AttentionShape
+from model.attention_shape import AttentionShape
 from model.launches import planned_launches
 from model.layout import PATHS
 from model.mix import mix_types
@@ -131,7 +131,7 @@ def test_other_kernels_of_a_product_are_tried_by_name() -> None:
     ("name", "expected"),
     [
         ("matvec q4_k rows=2", "expected matvec, matvec_rows; choose among these"),
-        ("attention_latent latent=512 *", "expected none; sweep its constants alone"),
+        ("attention_latent latent=512 *", "expected attention_latent; choose among these"),
     ],
 )
 def test_a_kernel_that_makes_other_products_is_refused(name: str, expected: str) -> None:
@@ -176,7 +176,7 @@ def test_attention_is_cut_as_stored(path: Path) -> None:
             "rms_norm last_token held=8",
             {"ROWS": [1]},
             "rms_norm last_token held=8 has no constants to choose, expected a variant of matvec, matvec_rows, matmul, "
-            "matmul_dot, matmul_halves, matmul_cooperative, attention_latent; name one",
+            "matmul_dot, matmul_halves, matmul_cooperative, attention_latent, attention_packed; name one",
         ),
         (
             "matvec q4_k rows=2",
@@ -225,7 +225,7 @@ def test_a_sweep_goes_on_where_a_variant_cannot_take_the_values(
     assert out.endswith(
         f"FAIL  {chunk}: not timed: {refusal}\n"
         "FAIL  silu_mul: not timed: silu_mul has no constants to choose, expected a variant of matvec, matvec_rows, "
-        "matmul, matmul_dot, matmul_halves, matmul_cooperative, attention_latent; name one\n"
+        "matmul, matmul_dot, matmul_halves, matmul_cooperative, attention_latent, attention_packed; name one\n"
     )
     assert main([*bench, "--json", "-"]) == 1
     token, *others = json.loads(capsys.readouterr().out)["rows"]
@@ -279,3 +279,14 @@ def test_every_products_purpose_is_the_one_that_chose_it() -> None:
         assert one.plan is not None
         list(one.plan(Listening()))
         assert purpose_of(one) in asked, one.name
+
+
+def test_attention_over_a_quantised_cache_is_swept_by_kernel(path: Path) -> None:
+    info = replace(WIDE, features=CAPABLE.features, packed_dot_products=True)
+    name = "attention_packed cache_q8_0 latent=512*splits=64"
+    (at,) = find_variants(GLM, "q4_k_m", info, [name], everything=True, shape=SHAPE)
+    found = sweep(Fake(lambda spec, run: 1.0), at, {}, GLM, info, seed=0, repeats=2, others=["attention_latent"])
+    assert [entry_text(e) for e in found.entries] == [
+        "attention_packed heads=10 tile=64 splits=64",
+        "attention_latent heads=10 tile=64 splits=64",
+    ]

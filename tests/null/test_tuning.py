@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 from gguf import GGMLQuantizationType as Q
-from imaginary import INFO
+from imaginary import CAPABLE, INFO
 
 from harness.timing.sweep import require_table
-from model.attention import AttentionShape
+from model.attention_shape import AttentionShape, purpose, unfit
 from model.presets import get_preset
 from model.tiling import Tiling
 from vkbackend.dry import DryDevice
@@ -100,6 +100,50 @@ def test_an_attention_that_cannot_be_cut_so_is_told(
     device = DryDevice(WIDE, Tuning({purpose: entry}))
     assert AttentionShape.choose(device, GLM, Q.F16, 2) == AttentionShape.choose(DryDevice(WIDE), GLM, Q.F16, 2)
     assert [r.getMessage() for r in caplog.records] == [f"latentvk: {path}: the entry '{purpose}' {reason}{PASSED}"]
+
+
+PACKED_DOTS = replace(WIDE, features=CAPABLE.features, matrix_shapes=CAPABLE.matrix_shapes, packed_dot_products=True)
+
+
+def test_a_quantised_caches_attention_is_packed_where_a_gpu_has_the_instructions(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Elsewhere a tuning may choose it, where the features are there; never for halves."""
+    latent, packed = "attention_latent.comp", "attention_packed.comp"
+    for info, kind, expected, able in (
+        (PACKED_DOTS, Q.Q8_0, packed, True),
+        (PACKED_DOTS, Q.Q4_0, packed, True),
+        (PACKED_DOTS, Q.F16, latent, False),
+        (replace(PACKED_DOTS, packed_dot_products=False), Q.Q8_0, latent, True),
+        (replace(PACKED_DOTS, kind="cpu"), Q.Q8_0, latent, True),
+        (replace(PACKED_DOTS, features=("shaderFloat16",)), Q.Q8_0, latent, False),
+    ):
+        shape = AttentionShape.choose(DryDevice(info), GLM, kind, 1)
+        assert shape.kernel == expected
+        told = {purpose(512, 64, 20, kind, 1): replace(shape, kernel=packed, heads=4).entry}
+        assert AttentionShape.choose(DryDevice(info, Tuning(told)), GLM, kind, 1).kernel == (
+            packed if able else expected
+        )
+        told = {purpose(512, 64, 20, kind, 1): replace(shape, kernel=latent, heads=4).entry}
+        assert AttentionShape.choose(DryDevice(info, Tuning(told)), GLM, kind, 1).kernel == latent
+    said = [record.getMessage() for record in caplog.records]
+    names = [purpose(512, 64, 20, kind, 1) for kind in (Q.F16, Q.Q8_0)]
+    reasons = [
+        "has the kernel attention_packed.comp, expected attention_latent.comp",
+        "has the kernel attention_packed.comp, which needs shaderIntegerDotProduct, expected attention_latent.comp",
+    ]
+    assert said == [
+        f"latentvk: {path}: the entry '{name}' {reason}{PASSED}" for name, reason in zip(names, reasons, strict=True)
+    ]
+
+
+def test_packed_attentions_queries_must_fit_shared_memory() -> None:
+    """20 heads of 576 numbers: 9 pairs of blocks of 40 bytes each."""
+    entry = Entry("attention_packed.comp", {"HEADS": 20, "TILE": 64, "SPLITS": 1})
+    assert unfit(entry, 20, 576, Q.Q8_0, 1, replace(PACKED_DOTS, shared_memory=14400)) == ""
+    assert unfit(entry, 20, 576, Q.Q8_0, 1, replace(PACKED_DOTS, shared_memory=14396)) == (
+        "has HEADS 20, whose queries take 14400 bytes, expected at most 14396 of shared memory"
+    )
 
 
 REMEDY = "remove it, or name another with LATENTVK_TUNING"
