@@ -12,22 +12,12 @@ from vkbackend.errors import DeviceError
 from vkbackend.physical import list_devices
 
 os.environ.setdefault("LATENTVK_TUNING", "off")  # what a user measured is not what is tested
-ROWS = pytest.StashKey[list[str]]()
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    config.stash[ROWS] = []
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    for row in config.stash[ROWS]:
-        terminalreporter.write_line(row)
 
 
 @pytest.fixture
 def row(request: pytest.FixtureRequest) -> Callable[[str], None]:
     """Adds a line to the table that the run ends with."""
-    return request.config.stash[ROWS].append
+    return request.config.pluginmanager.get_plugin("ending").lines.append
 
 
 @pytest.fixture(scope="session")

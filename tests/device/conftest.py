@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import pytest
 from small_models import NAMES, SmallModel, open_small_model
 
-from vkbackend import kernel
+from vkbackend import kernel, program
 from vkbackend.companion import messages
 from vkbackend.device import Device, open_device
 from vkbackend.errors import DeviceError
@@ -24,26 +24,14 @@ if "gpu" in os.environ["LATENTVK_VALIDATE"].split(","):
     # Each load is instrumented, and compiles for seconds: without unrolling there is one of each.
     compile_shader = kernel.compile_shader
     kernel.compile_shader = lambda file, macros: compile_shader(file, {**macros, "unroll": "dont_unroll"})
-CHECKED = pytest.StashKey[list[int]]()  # tests watched, messages left
 
 
 def require_silence(config: pytest.Config) -> None:
     """Fail with the validation messages since the last call, if there are any."""
     left = messages()
-    config.stash[CHECKED][1] += len(left)
+    config.pluginmanager.get_plugin("ending").messages[os.environ["LATENTVK_VALIDATE"]] += len(left)
     if left:
         pytest.fail(f"{len(left)} validation messages, the first: {left[0]}", pytrace=False)
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    config.stash[CHECKED] = [0, 0]
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    tests, left = config.stash[CHECKED]
-    checks = os.environ["LATENTVK_VALIDATE"]
-    if tests and checks:
-        terminalreporter.write_line(f"validation ({checks}): {left} messages in {tests} device tests")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -57,7 +45,8 @@ def interruptible() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def no_validation_messages(request: pytest.FixtureRequest) -> Iterator[None]:
     """A test that leaves a validation message fails."""
-    request.config.stash[CHECKED][0] += 1
+    if checks := os.environ["LATENTVK_VALIDATE"]:
+        request.config.pluginmanager.get_plugin("ending").tests[checks] += 1
     yield
     require_silence(request.config)
 
@@ -92,3 +81,9 @@ def small(request: pytest.FixtureRequest, small_models: dict[str, SmallModel]) -
 def embedded(small_models: dict[str, SmallModel]) -> SmallModel:
     """The model that ships with the project."""
     return small_models["embedded"]
+
+
+@pytest.fixture
+def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many tokens at once as may be, however slow other programs make the device; what is long is still cut."""
+    monkeypatch.setattr(program, "TARGET_S", 1e3)

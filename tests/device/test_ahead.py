@@ -11,7 +11,6 @@ from model.engine import Session
 from model.generate import continuation
 from model.layout import PATHS
 from model.scratch import AHEAD
-from vkbackend import program
 from vkbackend.device import Device, open_device
 from vkbackend.errors import DeviceError, DeviceLostError, InputError
 from vkbackend.pace import Pace
@@ -34,12 +33,6 @@ def ahead(session: Session, token: int, count: int) -> list[list[int]]:
     while (left := count - sum(map(len, found))) > 0:
         found.append(session.decode_ahead(found[-1][-1] if found else token, left))
     return found
-
-
-@pytest.fixture
-def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As many tokens at once as may be, however slow other programs make the device; what is long is still cut."""
-    monkeypatch.setattr(program, "TARGET_S", 1e3)
 
 
 @pytest.fixture(params=["mla", "mla-v", "mha"])

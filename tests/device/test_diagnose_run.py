@@ -18,6 +18,7 @@ SHAPE = "n_embd=64 q_lora=32 kv_lora=32 qk_nope=16 qk_rope=16 v_head=16 n_head=2
 QUICK = ["--contexts", "32,64,160", "-n", "4", "-r", "6"]
 
 
+@pytest.mark.alone
 def test_our_own_paths_are_measured_and_explained(embedded: SmallModel, capsys: Captured) -> None:
     assert main(["diagnose", *QUICK, "--json", "-"]) == 0
     found = json.loads(capsys.readouterr().out)

@@ -18,6 +18,7 @@ from model.layout import PATHS
 from vkbackend.device import Device, open_device
 from vkbackend.errors import DeviceError, DeviceLostError
 
+pytestmark = pytest.mark.usefixtures("unhurried")  # so that as many programs run the second time as the first
 Captured = pytest.CaptureFixture[str]
 
 

@@ -113,6 +113,7 @@ def test_a_process_that_dies_is_an_error_and_the_next_job_is_timed(device: Devic
     assert runner.peaks().bandwidth_bytes_per_s > 0
 
 
+@pytest.mark.alone
 def test_a_slow_devices_time_is_measured(device: Device) -> None:
     """So much a workgroup, in launches of which several make a sample; a choice of half the workgroups takes half."""
     found = variant(device, "rms_norm")
@@ -134,6 +135,7 @@ def test_a_slow_devices_time_is_measured(device: Device) -> None:
     assert timing.launches[0] > 1 and timing.launches[0] % timing.copies == 0
 
 
+@pytest.mark.alone
 def test_timestamps_and_wall_clock_agree(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of launches beside which neither a submission's own cost nor a timestamp's counts for much."""
     if not (device.info.timestamp_bits and device.info.timestamp_period_ns):

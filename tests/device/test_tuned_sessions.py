@@ -194,6 +194,7 @@ def test_rows_of_a_tile_change_no_bit(embedded: SmallModel, session: Session) ->
     plain.close()
 
 
+@pytest.mark.alone
 def test_a_sweep_stores_what_is_better_than_a_bad_choice(
     device: Device, path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
