@@ -224,7 +224,7 @@ def _counts(model: "Model", session: Any) -> dict[str, Any]:
     heaps = model.device.companion.heaps()
     return {
         "cache_bytes": session.cache_bytes,
-        "n_ubatch": session.chunk,
+        "chunk": session.chunk,
         "launches": session.launch_counts(),
         "device_bytes": sum(heap.live for heap in heaps),
         "device_allocations": sum(heap.allocations for heap in heaps),
@@ -246,7 +246,7 @@ def add_bounds(
 
     weights = Weights(model.weight_bytes, model.active_weight_bytes, "the file's own tensors")
     for row in rows:
-        numbers = row["n_prompt"], row["n_gen"], row["n_depth"], row["n_ubatch"]
+        numbers = row["n_prompt"], row["n_gen"], row["n_depth"], row["chunk"]
         bound = run_bound(config, weights, path, *numbers, peaks)
         row["peaks"], row["peak_samples"] = asdict(peaks), samples
         row["bound"] = asdict(bound) | {"seconds": bound.seconds, "governs": bound.governs}

@@ -11,9 +11,9 @@ Rows = Sequence[dict[str, Any]]
 # llama-bench's columns in its order, those that say something of this program; CSV has no lists and no nested values.
 _CSV = (
     *("build_commit", "cpu_info", "gpu_info", "backends", "model_filename", "model_type", "model_size"),
-    *("model_n_params", "n_ubatch", "type_k", "type_v", "flash_attn", "n_prompt", "n_gen", "n_depth", "test_time"),
+    *("model_n_params", "type_k", "type_v", "flash_attn", "n_prompt", "n_gen", "n_depth", "test_time"),
     *("avg_ns", "stddev_ns", "avg_ts", "stddev_ts", "path", "driver", "cache_bytes"),
-    *("bytes_per_token", "governs", "roofline_share"),
+    *("chunk", "bytes_per_token", "governs", "roofline_share"),
 )
 
 

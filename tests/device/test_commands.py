@@ -210,7 +210,7 @@ def test_bench_has_llama_benchs_fields(capsys: Captured) -> None:
         assert row["governs"] == bound["governs"] in ("memory", "compute")
         assert row["roofline_share"] == pytest.approx(1e9 * bound["seconds"] / row["avg_ns"])
         assert row["bytes_per_token"] == bound["bytes_read"] / tokens
-        assert row["n_ubatch"] == row["n_depth"] + 16  # 512, or what there is to cache
+        assert row["chunk"] == row["n_depth"] + 16  # 512, or what there is to cache
         if row["n_gen"]:  # the mean token meets the second one's row
             rows_met = row["n_depth"] + 2
             expected = row["weight_bytes_per_token"] + rows_met * row["cache_bytes_per_token"]
@@ -229,7 +229,7 @@ def test_bench_prints_llama_benchs_formats(capsys: Captured) -> None:
     run += ["-o"]
     assert main([*run, "jsonl"]) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert all(row["n_ubatch"] == 4 and "peaks" not in row and "roofline_share" not in row for row in rows)
+    assert all(row["chunk"] == 4 and "peaks" not in row and "roofline_share" not in row for row in rows)
     assert [(row["test"], row["type_k"]) for row in rows] == [("tg2", "f32"), ("pp8+tg2", "f32")]
     assert main([*run, "csv"]) == 0
     found = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
