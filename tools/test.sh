@@ -17,7 +17,9 @@ check "ruff format" .venv/bin/ruff format --check
 check "mypy" .venv/bin/python -m mypy
 check "shader statistics" .venv/bin/latentvk shaders stats --chip phoenix --exact --against results/shaders/phoenix.json
 check "counts and bytes" .venv/bin/python tools/gate.py
-check "pytest" .venv/bin/python -m pytest "$@"
+# Two processes, whatever the machine has: most tests wait for one compiler, or one queue. Files in order, the long ones
+# of tests/device first.
+check "pytest" .venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"
 
 if [ "${#failed[@]}" -gt 0 ]; then
     joined=$(printf '%s, ' "${failed[@]}")
