@@ -8,7 +8,7 @@ from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any
 
 from harness import options
-from vkbackend.errors import DeviceLostError, InputError
+from vkbackend.errors import DeviceError, DeviceLostError, InputError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -116,7 +116,12 @@ def run(args: argparse.Namespace) -> int:
     facts |= {"state": watch.taken(), "incomplete": "" if lost is None else str(lost)}
     rows = [facts | row for row in rows]
     if peaks_before is not None:
-        add_bounds(rows, model, config, path, *best_peaks(peaks_before, None if lost else measure_peaks(device)))
+        try:
+            after = None if lost else measure_peaks(device)
+        except DeviceError as error:  # the rows are worth more
+            after = None
+            print(f"latentvk: warning: the device's peaks could not be measured once more: {error}", file=sys.stderr)
+        add_bounds(rows, model, config, path, *best_peaks(peaks_before, after))
     options.emit_json(args, rows)
     if rows and not options.json_to_stdout(args):
         from harness.bench_output import FORMATTED, show
@@ -243,8 +248,11 @@ def add_bounds(
     from dataclasses import asdict
 
     from harness.roofline import Weights, run_bound
+    from model.tensors import expected_tensors
 
-    weights = Weights(model.weight_bytes, model.active_weight_bytes, "the file's own tensors")
+    tensors = model.gguf.tensors
+    total = sum(tensors[name].nbytes for name in expected_tensors(config))
+    weights = Weights(total, model.active_weight_bytes, "the file's own tensors")
     for row in rows:
         numbers = row["n_prompt"], row["n_gen"], row["n_depth"], row["chunk"]
         bound = run_bound(config, weights, path, *numbers, peaks)

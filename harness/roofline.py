@@ -10,6 +10,7 @@ reaches.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,6 +18,7 @@ import numpy as np
 from harness.chips import Chip
 from model.config import ModelConfig
 from model.layout import CacheLayout, Path, active_parameters, cache_bytes_per_token, total_parameters
+from model.tensors import expected_tensors
 
 if TYPE_CHECKING:
     from vkbackend.peaks import Peaks as DevicePeaks
@@ -143,16 +145,20 @@ def prompt_bound(
     config: ModelConfig, weights: Weights, path: Path, tokens: int, chunk: int, peaks: Peaks, past: int = 0
 ) -> Bound:
     """A prompt of `tokens` after `past` cached rows, in passes of `chunk`: each pass reads the weights that its tokens
-    need once and the rows cached so far once.
+    need once and the rows cached so far once. The last token alone meets the output matrix.
 
     Attention is causal, so T tokens meet T(T+1)/2 rows beside those before them, each pass in its least form.
     """
     passes = [(past + first, min(chunk, tokens - first)) for first in range(0, tokens, chunk)]
-    weight_bytes = sum(_pass_weight_bytes(config, weights, length) for _, length in passes)
-    rows_read = sum(before + length for before, length in passes)
+    if not passes:
+        return peaks.bound(0.0, 0.0)
+    active, output = active_parameters(config), config.n_vocab * config.n_embd
+    output_bytes = weights.active_bytes * output / active  # its types are not told apart
+    weight_bytes = output_bytes + sum(_pass_weight_bytes(config, weights, n) - output_bytes for _, n in passes)
+    rows_read = sum(before + n for before, n in passes)
     bytes_read = weight_bytes + rows_read * cache_bytes_per_token(config, path.layout, path.cache_type)
-    attention = sum(_pass_attention_flops(config, path, before, length) for before, length in passes)
-    return peaks.bound(bytes_read, tokens * 2 * active_parameters(config) + attention)
+    attention = sum(_pass_attention_flops(config, path, before, n) for before, n in passes)
+    return peaks.bound(bytes_read, 2 * (tokens * (active - output) + output) + attention)
 
 
 def run_bound(
@@ -166,10 +172,15 @@ def run_bound(
 
 
 def _pass_weight_bytes(config: ModelConfig, weights: Weights, tokens: int) -> float:
-    """All weights but the experts that no token chose: with an even choice a share of (1 - used / experts) ** tokens,
-    1% after 72 tokens of GLM-4.7-Flash."""
-    missed = 1 - config.n_expert_used / config.n_expert if config.n_expert else 0.0
-    return weights.total_bytes - (weights.total_bytes - weights.active_bytes) * missed ** (tokens - 1)
+    """What one token needs, and of the other experts those that further tokens choose: with an even choice all but a
+    share of (1 - used / experts) ** (tokens - 1), 1% after 73 tokens of GLM-4.7-Flash. An embedding is not read."""
+    experts = sum(prod(shape) for name, shape in expected_tensors(config).items() if name.endswith("_exps.weight"))
+    if not experts:
+        return weights.active_bytes
+    of_token = config.n_expert_used / config.n_expert
+    others = experts * (1 - of_token) / (total_parameters(config) - active_parameters(config))
+    other_bytes = others * (weights.total_bytes - weights.active_bytes)
+    return weights.active_bytes + other_bytes * (1 - (1 - of_token) ** (tokens - 1))
 
 
 def _pass_attention_flops(config: ModelConfig, path: Path, past: int, tokens: int) -> int:

@@ -103,10 +103,9 @@ def find_variants(
     """The variants, by name; with ``patterns`` those whose name begins with one of them (wildcards * and ? allowed).
 
     With ``alternatives`` also a chunk's products by the other kernels that the device could be told to take, and
-    attention over quantised caches by each that it can. With
-    ``everything`` those, too, and those of caches in other types, of latent caches larger than one binding, the
-    products' forms of narrow and of wide subgroups and the norms' of CPUs and GPUs whichever the device's are, and the
-    backend's own kernels.
+    attention over quantised caches by each that it can. With ``everything`` those, too, and those of caches in other
+    types, of latent caches larger than one binding, the products' forms of narrow and of wide subgroups and the norms'
+    of CPUs and GPUs whichever the device's are, and the backend's own kernels.
 
     Raises:
         InputError: a pattern matches none, or the mix is unknown.

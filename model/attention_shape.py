@@ -63,6 +63,8 @@ class AttentionShape:
         splits = min(most_splits, max(1, -(-groups * heads // config.n_head))) if tokens == 1 else 1
         tile = min(_TILE_CPU, lanes) if cpu else lanes
         made = cls(usual(kind, device.info), heads, tile, latent_pairs, rope_pairs, splits)
+        if unfit(made.entry, config.n_head, config.latent_dim, kind, tokens, device.info):  # shared memory is too small
+            made = replace(made, kernel=kernels.ATTENTION_LATENT.file)
         name = purpose(config.kv_lora, config.qk_rope, config.n_head, kind, tokens)
         tuned = device.tuning.find(name)
         if tuned is None:

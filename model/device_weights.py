@@ -22,21 +22,24 @@ class DeviceWeights:
         self._device, self._config, self._gguf = device, config, gguf
         self._matrices: dict[str, Weight] = {}
         self._vectors: dict[str, Buffer] = {}
-        try:
-            self._upload_all(planned(config, gguf))
-        except BaseException:
-            self.free()
-            raise
+        self._upload(planned(config, gguf))
 
-    def _upload_all(self, parts: Iterable[Planned]) -> None:
-        device = self._device
-        with Writers() as writers:
-            for part in parts:
-                if len(part.shape) == 1:
-                    self._vectors[part.name] = upload_vector(device, part.name, part.flat().view(np.float32))
-                else:
-                    uploaded = stack_upload(device, part.name, part.kind, part.shape, part.data(), writers)
-                    self._matrices[part.name] = uploaded
+    def _upload(self, parts: Iterable[Planned]) -> None:
+        """All of ``parts``, or none where one fails."""
+        device, matrices, vectors = self._device, dict[str, Weight](), dict[str, Buffer]()
+        try:
+            with Writers() as writers:
+                for part in parts:
+                    name = part.name
+                    if len(part.shape) == 1:
+                        vectors[name] = upload_vector(device, name, part.flat().view(np.float32))
+                    else:
+                        matrices[name] = stack_upload(device, name, part.kind, part.shape, part.data(), writers)
+        except BaseException:
+            _free(matrices, vectors)
+            raise
+        self._matrices |= matrices
+        self._vectors |= vectors
 
     def matrix(self, name: str) -> Weight:
         """A matrix outside the layers."""
@@ -62,7 +65,7 @@ class DeviceWeights:
 
     def need_fallback(self) -> None:
         """Make, once, what only the MHA fallback reads."""
-        self._upload_all(self._missing_fallback())
+        self._upload(self._missing_fallback())
 
     def missing_fallback_bytes(self) -> int:
         """Bytes that ``need_fallback`` would allocate now."""
@@ -75,10 +78,14 @@ class DeviceWeights:
 
     def free(self) -> None:
         """Give the memory back."""
-        for weight in self._matrices.values():
-            weight.free()
-        for buffer in self._vectors.values():
-            buffer.free()
+        _free(self._matrices, self._vectors)
+
+
+def _free(matrices: dict[str, Weight], vectors: dict[str, Buffer]) -> None:
+    for weight in matrices.values():
+        weight.free()
+    for buffer in vectors.values():
+        buffer.free()
 
 
 def predicted_bytes(config: ModelConfig, gguf: GGUFFile) -> int:

@@ -66,7 +66,7 @@ class Forward:
         self._head_last(self.head_last)
         self._device, self._chunk = device, chunk
         shape = PromptShape.choose(device, config, path, cache.n_ctx, chunk)
-        # Forms of a chunk in tiles by name, each from so many tokens on, the last one that they suffice for serving.
+        # Forms of a chunk in tiles by name, each from so many tokens on.
         self._tiled: dict[str, tuple[int, TiledPrompt]] = {}
         if shape is not None:
             parts = device, self._embed, self._blocks, scratch, shape, chunk
@@ -78,13 +78,18 @@ class Forward:
     def prompt(self, n_past: int, n_tokens: int) -> None:
         """Run ``n_tokens`` of a chunk, which the parameters hold, after ``n_past`` positions: in tiles where they are
         enough to pay, expanded unless a key or value turns out to be none that halves hold."""
-        for name in [name for name, (least, _) in self._tiled.items() if n_tokens >= least][::-1]:
-            self._tiled[name][1].run(n_past, n_tokens)
-            if name != "expanded" or not self._scratch["too_large"].download(np.uint32, 1)[0]:
+        least, expanded = self._tiled.get("expanded", (0, None))
+        if expanded is not None and n_tokens >= least:
+            expanded.run(n_past, n_tokens)
+            if not self._scratch["too_large"].download(np.uint32, 1)[0]:
                 return
             # Absorbed, nothing is as large. From the embedding on all is made anew, the cache's new rows as they are.
-            self._tiled.pop(name)[1].free()
-        self.chunk.run(items=n_tokens, depth=n_past + n_tokens)
+            self._tiled.pop("expanded")[1].free()
+        least, tiled = self._tiled.get("tiled", (0, None))
+        if tiled is not None and n_tokens >= least:
+            tiled.run(n_past, n_tokens)
+        else:
+            self.chunk.run(items=n_tokens, depth=n_past + n_tokens)
 
     def tiled_launches(self) -> dict[str, list[Launch]]:
         """What a chunk in tiles launches, each layer's tile once, by the form's name; none where there are no tiles."""

@@ -2,8 +2,8 @@
 
 Absorbed, a query meets a row with R + P numbers for its score and R for its value; expanded with N + P and V, but first
 R (N + V) multiply-adds make each head's key and value of a row. They are halves, like the rows and the weights that
-they are made with, so that the same tiled products serve both. A chunk with numbers beyond the
-largest half is begun anew absorbed (Forward.prompt).
+they are made with, so that the same tiled products serve both. A chunk with numbers beyond the largest half is begun
+anew absorbed (Forward.prompt).
 
 Letters: H heads, R kv_lora, N qk_nope, P qk_rope, V v_head, S positions of a tile.
 """

@@ -42,7 +42,8 @@ LANES_PART packed(Columns v) {
 #ifdef FOURS
     return uvec2(pack_halves(v.quad[0].xy), pack_halves(v.quad[0].zw));
 #else
-    return uvec4(pack_halves(v.quad[0].xy), pack_halves(v.quad[0].zw), pack_halves(v.quad[1].xy), pack_halves(v.quad[1].zw));
+    uvec2 low = uvec2(pack_halves(v.quad[0].xy), pack_halves(v.quad[0].zw));
+    return uvec4(low, pack_halves(v.quad[1].xy), pack_halves(v.quad[1].zw));
 #endif
 }
 
@@ -77,9 +78,9 @@ void main() {
         }
     }
 
-    vec4 most = vec4(0.0);
+    uvec4 most = uvec4(0u);
     ARRAY_LOOP for (uint t = 0u; t < ROWS; t++)
-        [[unroll]] for (uint k = 0u; k < QUADS; k++) most = max(most, abs(acc[t].quad[k]));
+        [[unroll]] for (uint k = 0u; k < QUADS; k++) most = max(most, magnitudes(acc[t].quad[k]));
     check_half(max(max(most.x, most.y), max(most.z, most.w)));
 
     if (column >= column_end) return;

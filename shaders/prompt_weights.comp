@@ -27,7 +27,8 @@ void main() {
     for (uint i = gl_SubgroupInvocationID; i < pairs; i += gl_SubgroupSize) {
         uint at = from + 2u * i * column;
         vec2 pair = vec2(source[at], source[at + column]);
-        check_half(max(abs(pair.x), abs(pair.y)));
+        uvec2 size = magnitudes(pair);
+        check_half(max(size.x, size.y));
         halves[to + i] = pack_halves(pair);
     }
 }

@@ -1,7 +1,7 @@
 """What the processes of one run share: the lines that it ends with, and the machine, which they take in turns.
 
-Tests may run in two processes, by `tools/test.sh -n 2 --dist loadfile --no-loadscope-reorder` (pytest-xdist; files in
-order, the long ones first). Those marked ``alone`` measure time: nothing of the other process runs beside them.
+`tools/test.sh` runs the tests in two processes (pytest-xdist; files in order, the long ones first). Those marked
+``alone`` measure time: nothing of the other process runs beside them.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ from vkbackend.tuning import OFF, VARIABLE
 SCHEMA, SCHEMA_VERSION = "latentvk.gate", 1
 RESULTS = ROOT / "results"
 PATHS = ("mla", "mla-v", "mha")
-EXACT_RUN = ("-p", "128", "-n", "2", "-d", "0,512", "-r", "1")
+EXACT_RUN = ("-p", "128", "-n", "2", "-d", "0,512", "-r", "1", "--no-peaks")
 RATIO_RUN = ("-p", "0", "-n", "16", "-d", "2048")
 TURNS = 10
 # How far the ratio may fall, its interval wholly: on two cores that four other programs wanted, medians of ten turns

@@ -23,7 +23,7 @@ def _flag(draft: Draft) -> Buffer:
 
 
 def _flagged(exact: NDArray[np.floating]) -> Expected:
-    return Expected(np.array([(np.abs(exact) > LARGEST).any()], np.uint32), np.uint32, axes=("flag",))
+    return Expected(np.array([(~(np.abs(exact) <= LARGEST)).any()], np.uint32), np.uint32, axes=("flag",))
 
 
 def weights_case(
@@ -56,7 +56,7 @@ def weights_case(
     expected = kept.reshape(heads, latent, width).astype(np.float64)
     tolerance = np.zeros(expected.shape)
     made = slice(first, first + columns)
-    expected[..., made] = np.clip(source, -LARGEST, LARGEST)
+    expected[..., made] = np.nan_to_num(np.clip(source, -LARGEST, LARGEST), nan=LARGEST)
     tolerance[..., made] = F16_STEP * np.abs(expected[..., made]) + F16_SMALLEST
     found = Expected(expected, np.float16, tolerance, axes=("head", "latent", "column"))
     return draft.case({out: found, buffers["too_large"]: _flagged(source)})
@@ -71,6 +71,7 @@ def weights_cases(target: Target, rng: np.random.Generator) -> Iterator[Case]:
         ((2, 64, 28, True), None),
         ((1, 8, 2, True), -LARGEST),
         ((2, 16, 40, False), -1.01 * LARGEST),
+        ((1, 12, 6, False), np.nan),
         (drawn, 1e30),
     ):
         first = EIGHT * int(rng.integers(4))

@@ -1,14 +1,11 @@
-// 32 numbers in 8 bits: x = d * q with d = max |x| / 127. Below 2^-100 all are zero; an infinity or NaN among them makes d
-// one, so that it reaches every result.
+// 32 numbers in 8 bits: x = d * q with d = max |x| / 127. Below 2^-100 all are zero; an infinity or NaN among them
+// makes d one, so that it reaches every result.
+#include "magnitudes.glsl"
 
 // What a number is divided by and multiplied with.
 struct Step {
     float d, inverse;
 };
-
-// Magnitudes by their bits, as which they are ordered and a NaN is the largest.
-uvec2 magnitudes(vec2 v) { return floatBitsToUint(v) & 0x7FFFFFFFu; }
-uvec4 magnitudes(vec4 v) { return floatBitsToUint(v) & 0x7FFFFFFFu; }
 
 Step step_of(uint largest) {
     float magnitude = uintBitsToFloat(largest);

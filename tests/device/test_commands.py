@@ -185,6 +185,7 @@ def test_prompt_from_standard_input_and_chat(capsys: Captured, monkeypatch: pyte
     assert found["prompt_tokens"] == tokenizer.encode(text)
 
 
+@pytest.mark.alone
 def test_bench_has_llama_benchs_fields(capsys: Captured) -> None:
     assert main(["bench", "-p", "16", "-n", "3", "-d", "0,40", "-r", "2", "--path", "mha", "--json", "-"]) == 0
     rows = json.loads(capsys.readouterr().out)
@@ -301,6 +302,7 @@ def test_bench_startup_reports_stages_and_memory(capsys: Captured) -> None:
     assert found["peak_resident_bytes"] > found["weight_bytes"]
 
 
+@pytest.mark.alone
 def test_compare_measures_caches_and_writes_its_reports(capsys: Captured, in_empty_folder: Path) -> None:
     options = ["--contexts", "64,128", "--decode", "3", "--repeats", "2", "--predict", "780m", "-o", "reports"]
     assert main(["compare", *options]) == 0

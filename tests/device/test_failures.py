@@ -44,6 +44,21 @@ def open_fallback_session(model: Model, undo: ExitStack, arm: Arm) -> None:
     undo.callback(Session(model, PATHS["mha"], 64, chunk=8).close)
 
 
+def fallback_weights(model: Model, undo: ExitStack, arm: Arm) -> None:
+    """What only that path reads: all of it is there then, or none."""
+    fresh = Model.load(model.gguf, model.device)
+    undo.callback(fresh.close)
+    missing = fresh.weights.missing_fallback_bytes()
+    assert missing
+    arm()
+    try:
+        fresh.weights.need_fallback()
+    except OutOfMemoryError:
+        assert fresh.weights.missing_fallback_bytes() == missing
+        raise
+    assert not fresh.weights.missing_fallback_bytes()
+
+
 def prompt(model: Model, undo: ExitStack, arm: Arm) -> None:
     session = open_session(model, undo, lambda: None)
     arm()
@@ -83,10 +98,20 @@ def all_logits(model: Model, undo: ExitStack, arm: Arm) -> None:
 
 STAGES = {
     stage.__name__: stage
-    for stage in (load, open_session, open_fallback_session, prompt, decode, first_decode, decode_ahead, all_logits)
+    for stage in (
+        load,
+        open_session,
+        open_fallback_session,
+        fallback_weights,
+        prompt,
+        decode,
+        first_decode,
+        decode_ahead,
+        all_logits,
+    )
 }
 # What makes buffers, layer by layer, has two; programs launch the same in every layer, and one has them all.
-LAYERS = {"load": 2, "open_session": 2, "open_fallback_session": 2}
+LAYERS = {"load": 2, "open_session": 2, "open_fallback_session": 2, "fallback_weights": 2}
 # Decoding makes the same calls for every launch, alone the first time: these steps meet each of them somewhere.
 STEPS = {"decode": 3, "first_decode": 7, "decode_ahead": 3}
 

@@ -1,5 +1,7 @@
 """The performance model: the published rooflines and the arithmetic behind them, by value."""
 
+from dataclasses import replace
+
 import pytest
 
 from harness.chips import CHIPS, GIB, get_chip
@@ -19,7 +21,7 @@ from harness.roofline import (
     prompt_bound,
     run_bound,
 )
-from model.layout import PATHS
+from model.layout import PATHS, cache_bytes_per_token
 from model.presets import get_preset
 from vkbackend.errors import InputError
 from vkbackend.peaks import Peaks as DevicePeaks
@@ -144,21 +146,35 @@ def test_prompt_bound_counts_causal_pairs_and_passes() -> None:
     bound = prompt_bound(GLM, weights, PATHS["mla"], tokens=5, chunk=2, peaks=peaks)
     row_bytes, of_heads = 54_144, 2 * 20 * 47
     # Passes end at rows 2, 4 and 5; tokens meet 1 + 2 + 3 + 4 + 5 rows, the first pass's alone need no expanding. Of
-    # two tokens that choose 4 of 64 experts each, the second brings 60 of 64 of its own.
-    assert bound.bytes_read == pytest.approx(2 * (1000 - 900 * 60 / 64) + 100 + (2 + 4 + 5) * row_bytes, rel=1e-12)
-    active = round(WEIGHTS.active_bytes * 8 / 4.85)
-    assert bound.flops == pytest.approx(5 * 2 * active + of_heads * (3 * 512 + 12 * 1088), rel=1e-8)
+    # two tokens that choose 4 of 64 experts each, the second brings 60 of 64 of its own; only the last pass ends with
+    # logits. What one token does not need are 60 of 64 of each layer's experts and the embedding.
+    active, output = round(WEIGHTS.active_bytes * 8 / 4.85), 154_880 * 2048
+    others = 46 * 60 * 3 * 2048 * 1536
+    second = 900 * others / (others + output) * (4 / 64)
+    weight_bytes = 3 * 100 + 2 * second - 2 * 100 * output / active
+    assert bound.bytes_read == pytest.approx(weight_bytes + (2 + 4 + 5) * row_bytes, rel=1e-8)
+    assert bound.flops == pytest.approx(
+        2 * (5 * (active - output) + output) + of_heads * (3 * 512 + 12 * 1088), rel=1e-8
+    )
     # Of 1,000 tokens after 1,000 it is less to expand these, 448 x 512 multiply-adds a head, than to absorb.
     pairs = 2 * 500_500 + 1_000_000
     long = prompt_bound(GLM, weights, PATHS["mla"], tokens=2000, chunk=1000, peaks=peaks)
-    assert long.flops == pytest.approx(2000 * 2 * active + of_heads * (pairs * 512 + 1000 * 512 * 448), rel=1e-8)
+    assert long.flops == pytest.approx(
+        2 * (2000 * (active - output) + output) + of_heads * (pairs * 512 + 1000 * 512 * 448), rel=1e-8
+    )
     fallback = prompt_bound(GLM, weights, PATHS["mha"], tokens=2000, chunk=1000, peaks=peaks)
-    assert fallback.flops == pytest.approx(2000 * 2 * active + of_heads * pairs * 512, rel=1e-8)
+    assert fallback.flops == pytest.approx(2 * (2000 * (active - output) + output) + of_heads * pairs * 512, rel=1e-8)
     single = prompt_bound(GLM, weights, PATHS["mla"], tokens=2, chunk=1, peaks=peaks)
-    assert single.bytes_read == 2 * 100 + 3 * row_bytes
+    assert single.bytes_read == pytest.approx(2 * 100 - 100 * output / active + 3 * row_bytes, rel=1e-8)
     after = prompt_bound(GLM, weights, PATHS["mla"], tokens=1000, chunk=1000, peaks=peaks, past=1000)
-    assert after.flops == pytest.approx(long.flops - prompt_bound(GLM, weights, PATHS["mla"], 1000, 1000, peaks).flops)
-    assert after.bytes_read == pytest.approx(1000 + 2000 * row_bytes)
+    first = prompt_bound(GLM, weights, PATHS["mla"], 1000, 1000, peaks)
+    assert after.flops == pytest.approx(long.flops - first.flops + 2 * output)
+    assert after.bytes_read == pytest.approx(100 + 900 * others / (others + output) + 2000 * row_bytes)
+    dense = get_preset("deepseek-v2-lite")
+    dense = replace(dense, n_dense=dense.n_layer)  # every weight but the embedding is active
+    assert prompt_bound(dense, weights, PATHS["mla"], 5, 5, peaks).bytes_read == pytest.approx(
+        100 + 5 * cache_bytes_per_token(dense, PATHS["mla"].layout, "f16")
+    )
 
 
 def test_the_bound_of_a_run_is_its_prompts_and_each_tokens() -> None:

@@ -1,11 +1,11 @@
 """Writes in threads: all of them done when the block ends, none after it, and no error lost."""
 
-from threading import Event, get_ident
+from threading import Event, Thread, get_ident
 from time import sleep
 
 import pytest
 
-from model.writers import Writers
+from model.writers import MOST_WAITING, Writers
 
 
 def test_all_writes_are_done_when_the_block_ends_in_other_threads() -> None:
@@ -45,7 +45,7 @@ def test_nothing_is_written_after_a_stop() -> None:
         done.append("begun before")
 
     with pytest.raises(MemoryError), Writers() as writers:
-        for _ in range(4 * 64):
+        for _ in range(MOST_WAITING):
             writers.add(slow)
         assert begun.wait(30)
         go_on.set()
@@ -63,3 +63,26 @@ def test_the_blocks_own_error_is_not_replaced_by_a_writes() -> None:
     with pytest.raises(MemoryError), Writers() as writers:
         writers.add(fail)
         raise MemoryError
+
+
+def test_a_write_too_many_waits_for_the_oldest() -> None:
+    """What waits may be a copy that the host holds."""
+    go_on, added = Event(), Event()
+
+    def wait() -> None:
+        go_on.wait(30)
+
+    with Writers() as writers:
+        for _ in range(MOST_WAITING):
+            writers.add(wait)
+
+        def one_more() -> None:
+            writers.add(wait)
+            added.set()
+
+        thread = Thread(target=one_more)
+        thread.start()
+        assert not added.wait(0.1)
+        go_on.set()
+        assert added.wait(30)
+        thread.join(30)
