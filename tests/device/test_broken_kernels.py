@@ -146,8 +146,8 @@ BREAKS = {
     ),
     "a negative number that no half is": (
         "prompt_weights.comp",
-        "max(abs(pair.x), abs(pair.y))",
-        "max(pair.x, pair.y)",
+        "uvec2 size = magnitudes(pair);",
+        "uvec2 size = uvec2(max(floatBitsToInt(pair), ivec2(0)));",
         "prompt_weights",
         "2 heads, 16 x 40 from column ",
         "too_large[flag 0] is 0, expected 1",
